@@ -1,0 +1,60 @@
+# Two commands matter: `make run` and `make test`. Each sets up .venv from nothing.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+APP ?= demo_app
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+.PHONY: help run test lint types layers unit state integration test-slow setup setup-test clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+run: setup  ## the demo on http://127.0.0.1:8000 (APP=your_module:app for your own)
+	@exec $(BIN)/sharedcluster run $(APP)
+
+test: setup-test lint types layers  ## lint, types, layers and every test but the slow ones
+	$(BIN)/python -m pytest tests -m "not slow"
+	$(BIN)/python tests/gevent_pytest.py tests/state -m "not slow"
+
+lint: setup-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup-test
+	$(BIN)/mypy
+
+layers: setup-test
+	$(BIN)/lint-imports
+
+unit: setup-test  ## the pure parts only
+	$(BIN)/python -m pytest tests/unit
+
+state: setup-test  ## the shared state against a real Redis, plain and under gevent
+	$(BIN)/python -m pytest tests/state
+	$(BIN)/python tests/gevent_pytest.py tests/state
+
+integration: setup-test  ## real clusters
+	$(BIN)/python -m pytest tests/integration
+
+test-slow: setup-test  ## storms, fuzzing, soak
+	$(BIN)/python -m pytest tests/slow -m slow
+
+setup: .venv/.run-stamp
+setup-test: .venv/.test-stamp
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; none was found on PATH." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/.run-stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+.venv/.test-stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@ .venv/.run-stamp
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,1 @@
+"""Operating a running cluster over its control socket."""

@@ -1,0 +1,1 @@
+"""Shared state over Redis: sessions, caches, broadcast, primitives; knows neither Flask nor gevent."""

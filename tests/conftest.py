@@ -1,0 +1,44 @@
+"""Fixtures every tier shares, and the tier marks, which follow from the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.redis_process import RedisProcess, find_redis_server
+
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by the folder it lives in."""
+    for item in items:
+        tier = item.path.relative_to(TESTS).parts[0]
+        if tier in ("unit", "state", "integration", "slow"):
+            item.add_marker(tier)
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisProcess]:
+    """One real server for the whole run; tests that hurt a server start their own (`own_redis`)."""
+    server = RedisProcess(find_redis_server())
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_url(shared_redis: RedisProcess) -> str:
+    """The URL of the shared server. Tests keep out of each other's way by their key namespaces."""
+    return shared_redis.url
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisProcess]:
+    """A server of the test's own, to be killed, paused and flushed."""
+    server = RedisProcess(find_redis_server())
+    server.start()
+    yield server
+    server.close()
