@@ -46,9 +46,7 @@ class AppLoadError(UserError):
 
     exit_code = 3
 
-    def __init__(
-        self, what: str, *, fact: str = "", advice: tuple[str, ...] | str = (), traceback: str = ""
-    ) -> None:
+    def __init__(self, what: str, *, fact: str = "", advice: tuple[str, ...] | str = (), traceback: str = "") -> None:
         super().__init__(what, fact=fact, advice=advice)
         self.traceback = traceback
 
