@@ -24,14 +24,15 @@ function on(id, event, action) {
   $(id).addEventListener(event, async (happened) => {
     happened.preventDefault();
     const button = happened.submitter ?? $(id);
-    button.disabled = true;
+    if (button.getAttribute("aria-disabled") === "true") return; // `disabled` would take the keyboard's focus away
+    button.setAttribute("aria-disabled", "true");
     say("problem", "");
     try {
       await action(happened);
     } catch (error) {
       say("problem", error instanceof TypeError ? "No answer; is the server running?" : error.message);
     } finally {
-      button.disabled = false;
+      button.removeAttribute("aria-disabled");
     }
   });
 }
