@@ -155,8 +155,9 @@ class Container:
     def close(self) -> None:
         """End what is left of it."""
         if self.process.poll() is None:
-            for process in (*psutil.Process(self.process.pid).children(recursive=True), self.process):
-                process.kill()
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                child.kill()
+            self.process.kill()
         self.process.communicate()
 
 
