@@ -220,7 +220,7 @@ def decode(data: bytes) -> Message:
             return Returned(_SEQ.unpack(data)[1])
         if tag == _TAG_JSON:
             return _from_json(data[1:])
-    except (IndexError, KeyError, TypeError, struct.error, RecursionError) as error:
+    except (IndexError, KeyError, TypeError, ValueError, struct.error, RecursionError) as error:
         raise ValueError(f"not a message: {data[:80]!r}") from error
     raise ValueError(f"not a message: {data[:80]!r}")
 

@@ -10,7 +10,8 @@ Laws:
 2. One new connection per turn of the loop. The application's greenlet for it runs before the next one is taken, so a
    view that blocks the process never sits on a second connection that was read and cannot be given to anybody else.
 3. Signals of the terminal (INT, QUIT, HUP) are for the primary. TERM means: drain; while draining: end now.
-4. When the primary is gone the worker drains and exits.
+4. When the primary is gone the worker drains and exits. If its loop stands still it cannot notice that; then a
+   watchdog in C (`faulthandler`) writes the stacks and ends it, so that no orphan remains for ever.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ from sharedcluster.log import access_logger, logger, set_up
 HEARTBEAT_INTERVAL: Final = 1.0
 LAST_WORDS: Final = 0.5
 """Seconds that the last messages may take to leave."""
+WATCHDOG_MARGIN: Final = 5.0
+"""Seconds after the heartbeat timeout; more than the primary's TERM and KILL take."""
 EXIT_LOAD_FAILED: Final = 3
 _PAGE: Final = resource.getpagesize()
 
@@ -104,6 +107,7 @@ class Worker:
         self._leave = Event()
         self._drain_timeout: float | None = None
         self._cut = False
+        self._orphaned = False
 
     def run(self) -> int:
         """Load the application, serve, drain."""
@@ -118,7 +122,7 @@ class Worker:
             return EXIT_LOAD_FAILED
         self._server = self._make_server(loaded)
         self._say(Listening(loaded.secret))
-        self._heartbeat.start(self._beat)
+        self._heartbeat.start(self._tick)
         self._leave.wait()
         return self._finish(self._server)
 
@@ -145,8 +149,9 @@ class Worker:
         server.close()
         for shared in state.live_states():
             shared.close()
-        self._beat()
-        self._last_words()
+        if not self._orphaned:
+            self._beat()
+            self._last_words()
         return 0
 
     # -- the wire --------------------------------------------------------------------------------------------------
@@ -199,7 +204,7 @@ class Worker:
 
     def _primary_gone(self) -> None:
         logger.warning("the primary is gone: draining")
-        self._heartbeat.stop()
+        self._orphaned = True
         self._outbox.clear()
         if self._server is None:
             os._exit(0)
@@ -234,6 +239,15 @@ class Worker:
         end = time.monotonic() + LAST_WORDS
         while self._outbox and time.monotonic() < end:
             gevent.sleep(0.01)
+
+    def _tick(self) -> None:
+        """Once a second."""
+        if self.config.heartbeat_timeout:
+            # The primary acts first, if it is there; this is for a worker without one.
+            patience = self.config.heartbeat_timeout + WATCHDOG_MARGIN
+            faulthandler.dump_traceback_later(patience, exit=True)
+        if not self._orphaned:
+            self._beat()
 
     def _beat(self) -> None:
         self._say(Heartbeat(self._stats()))
