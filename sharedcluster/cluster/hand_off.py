@@ -10,13 +10,17 @@ from __future__ import annotations
 import selectors
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from sharedcluster.cluster.ipc import ChannelClosed
 from sharedcluster.cluster.listener import Listener
 from sharedcluster.cluster.messages import Connection
 from sharedcluster.cluster.scheduling import Policy
-from sharedcluster.cluster.worker_handle import WorkerHandle
+from sharedcluster.cluster.worker_handle import WorkerHandle, WorkerState
 from sharedcluster.log import logger
+
+REST: Final = 0.25
+"""Seconds a worker that refused a connection gets none."""
 
 
 class HandOff:
@@ -27,6 +31,7 @@ class HandOff:
         self._policy = policy
         self._selector = selector
         self._in_rotation: set[int] = set()
+        self._resting: list[tuple[float, WorkerHandle]] = []
         self._watched: set[int] = set()
 
     # -- rotation --------------------------------------------------------------------------------------------------
@@ -41,6 +46,19 @@ class HandOff:
         if worker.id in self._in_rotation:
             self._in_rotation.discard(worker.id)
             self._policy.remove(worker)
+
+    def rest(self, worker: WorkerHandle, now: float) -> None:
+        """It refused a connection (it is out of descriptors): leave it alone for a moment, or the two would spin."""
+        if worker.id in self._in_rotation:
+            self.leave(worker)
+            self._resting.append((now + REST, worker))
+
+    def _wake(self, now: float) -> None:
+        for until, worker in tuple(self._resting):
+            if until <= now:
+                self._resting.remove((until, worker))
+                if worker.state is WorkerState.LISTENING:
+                    self.enter(worker)
 
     # -- connections -----------------------------------------------------------------------------------------------
 
@@ -74,6 +92,7 @@ class HandOff:
 
     def watch(self, now: float) -> None:
         """Watch those that have room; a full or exhausted one leaves its clients in the kernel's backlog."""
+        self._wake(now)
         for listener in self.listeners:
             if listener.paused_until and listener.paused_until <= now:
                 listener.paused_until = 0.0
@@ -91,8 +110,8 @@ class HandOff:
 
     @property
     def is_paused(self) -> bool:
-        """Whether a listener waits for descriptors to become free."""
-        return any(listener.paused_until for listener in self.listeners)
+        """Whether somebody waits for descriptors to become free."""
+        return bool(self._resting) or any(listener.paused_until for listener in self.listeners)
 
     def refuse_newcomers(self) -> None:
         """First half of closing without loss, see `Listener.refuse_newcomers`."""

@@ -68,13 +68,6 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class Rebalance:
-    """Give back up to `count` idle connections: this worker holds more than its share of them."""
-
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
 class ReopenLogs:
     """Open the log files anew, because somebody has moved them."""
 
@@ -163,7 +156,6 @@ Message = (
     NewConnection
     | Drain
     | Stop
-    | Rebalance
     | ReopenLogs
     | Accepted
     | Returned
@@ -183,7 +175,7 @@ _TAG_NEW, _TAG_ACCEPTED, _TAG_RETURNED, _TAG_JSON = range(1, 5)
 
 _BY_NAME: Final[dict[str, type]] = {
     kind.__name__: kind
-    for kind in (Drain, Stop, Rebalance, ReopenLogs, GivenBack, Online, Listening, LoadFailed, Heartbeat, Draining)
+    for kind in (Drain, Stop, ReopenLogs, GivenBack, Online, Listening, LoadFailed, Heartbeat, Draining)
 }
 
 

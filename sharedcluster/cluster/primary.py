@@ -218,10 +218,14 @@ class Primary:
     def _on_returned(self, worker: WorkerHandle, message: Returned, _fd: int | None) -> None:
         self.counters["redispatched"] += 1
         self.hand_off.take_back([worker.returned(message.seq)])
+        self.hand_off.rest(worker, time.monotonic())
 
     def _on_given_back(self, worker: WorkerHandle, message: GivenBack, fd: int | None) -> None:
         if fd is None:
             logger.error("worker %d gave a connection back and its descriptor did not arrive", worker.id)
+            return
+        if self._desired.stopping:
+            os.close(fd)  # there is nobody left to take it; it was idle, so its client loses nothing
             return
         worker.given_back += 1
         self.counters["migrated"] += 1

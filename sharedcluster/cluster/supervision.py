@@ -185,8 +185,9 @@ def _replacements(
             if crashes.get(slot, _CLEAN).respawn_at <= now:
                 actions.append(Spawn(slot, desired.generation))
         slot += 1
-    surplus = sorted(current, key=lambda w: w.slot)[desired.workers :]
-    ready = sum(w.state is WorkerState.LISTENING for w in current)
+    by_slot = sorted(current, key=lambda w: w.slot)
+    kept, surplus = by_slot[: desired.workers], by_slot[desired.workers :]
+    ready = sum(w.state is WorkerState.LISTENING for w in kept)
     deadline = now + desired.graceful_timeout
     if ready >= desired.workers:
         if desired.generation != desired.serving_generation:

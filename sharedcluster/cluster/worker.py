@@ -50,7 +50,6 @@ from sharedcluster.cluster.messages import (
     Message,
     NewConnection,
     Online,
-    Rebalance,
     ReopenLogs,
     Returned,
     Stop,
@@ -60,7 +59,7 @@ from sharedcluster.cluster.messages import (
 from sharedcluster.config import BindAddress, Config
 from sharedcluster.errors import AppLoadError
 from sharedcluster.http.server import Server
-from sharedcluster.http.settings import HttpSettings, ListenerFacts
+from sharedcluster.http.settings import HttpSettings, ListenerFacts, Proxied, ReleasedConnection
 from sharedcluster.log import access_logger, logger, set_up
 
 HEARTBEAT_INTERVAL: Final = 1.0
@@ -107,7 +106,9 @@ class Worker:
         self._leave = Event()
         self._drain_timeout: float | None = None
         self._cut = False
+        self._gives_back = False
         self._orphaned = False
+        self._rss = 0
 
     def run(self) -> int:
         """Load the application, serve, drain."""
@@ -142,6 +143,11 @@ class Worker:
         if not self._cut:
             for shared in state.live_states():
                 shared.drain()
+            if self._gives_back:
+                # Others go on serving: an idle connection moves to them instead of being closed.
+                server.release_when_idle(self._give_back)
+                for released in server.release_idle():
+                    self._give_back(released)
             server.drain()
             server.wait_drained(timeout)
         if left := server.in_flight:
@@ -177,10 +183,12 @@ class Worker:
                 os.close(fd)
             return
         server = self._server
-        self._say(Accepted(message.seq), then=lambda: server.serve(fd, message.listener, message.peer))
+        proxied = proxied_from(message.proxied)
+        self._say(Accepted(message.seq), then=lambda: server.serve(fd, message.listener, message.peer, proxied))
 
     def _on_drain(self, message: Drain, _fd: int | None) -> None:
         self._drain_timeout = message.timeout
+        self._gives_back = message.give_back
         if self._server is None:
             os._exit(0)  # it was still loading: nothing is in flight
         self._leave.set()
@@ -188,8 +196,10 @@ class Worker:
     def _on_stop(self, _message: Stop, _fd: int | None) -> None:
         self._end_now()
 
-    def _on_rebalance(self, message: Rebalance, _fd: int | None) -> None:
-        """Give idle connections back; see GivenBack."""
+    def _give_back(self, released: ReleasedConnection) -> None:
+        """Called in the hub or in a request's greenlet; the descriptor is closed when it has left."""
+        message = GivenBack(released.listener, released.peer, proxied_as_text(released.proxied))
+        self._say(message, released.fd)
 
     def _on_reopen_logs(self, _message: ReopenLogs, _fd: int | None) -> None:
         set_up(f"w{self.context.slot}", level=self.config.log_level, style=self.config.log_format)
@@ -198,13 +208,13 @@ class Worker:
         NewConnection: _on_connection,
         Drain: _on_drain,
         Stop: _on_stop,
-        Rebalance: _on_rebalance,
         ReopenLogs: _on_reopen_logs,
     }
 
     def _primary_gone(self) -> None:
         logger.warning("the primary is gone: draining")
         self._orphaned = True
+        self._gives_back = False
         self._outbox.clear()
         if self._server is None:
             os._exit(0)
@@ -266,13 +276,24 @@ class Worker:
             connections=server.connections,
             in_flight=server.in_flight,
             requests=server.requests,
-            rss=_resident_bytes(),
+            rss=self._resident_bytes(),
             cpu_seconds=time.process_time(),
             redis_state=redis_state,
             redis_latency_ms=latency,
             redis_url=redis_url,
             counters=counters,
         )
+
+    def _resident_bytes(self) -> int:
+        try:
+            fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # out of descriptors: the last figure is good enough, the heartbeat must go out
+            return self._rss
+        try:
+            self._rss = int(os.read(fd, 128).split()[1]) * _PAGE
+        finally:
+            os.close(fd)
+        return self._rss
 
     # -- signals ---------------------------------------------------------------------------------------------------
 
@@ -305,14 +326,6 @@ def _dump_greenlets(_number: int, _frame: Any) -> None:
     sys.stderr.write("\n".join(format_run_info()) + "\n")
 
 
-def _resident_bytes() -> int:
-    fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return int(os.read(fd, 128).split()[1]) * _PAGE
-    finally:
-        os.close(fd)
-
-
 def http_settings(config: Config, slot: int) -> HttpSettings:
     """The part of the configuration that concerns the HTTP engine."""
     return HttpSettings(
@@ -331,3 +344,18 @@ def http_settings(config: Config, slot: int) -> HttpSettings:
 def listener_facts(address: BindAddress) -> ListenerFacts:
     """What a listener's address is to the WSGI environ."""
     return ListenerFacts(host=address.host, port=address.port, unix_path=address.path or None)
+
+
+def proxied_as_text(proxied: Proxied | None) -> str:
+    """What PROXY protocol said of a client, as the message carries it: "" nothing, "-" the proxy itself, HOST PORT."""
+    if proxied is None:
+        return ""
+    return "-" if proxied.client is None else f"{proxied.client[0]} {proxied.client[1]}"
+
+
+def proxied_from(text: str) -> Proxied | None:
+    """The reverse of `proxied_as_text`."""
+    if not text:
+        return None
+    host, _, port = text.partition(" ")
+    return Proxied((host, int(port)) if port else None)

@@ -60,7 +60,7 @@ def test_a_lost_descriptor_is_seen(pair: Pair) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2, hard))
         try:
             while True:
-                fillers.append(os.dup(near.fileno()))  # noqa: PERF401 - until it fails
+                fillers.append(os.dup(near.fileno()))
         except OSError:
             pass
         assert far.receive() == (NewConnection(7, 0, None), None)
@@ -102,6 +102,6 @@ def test_garbage_is_refused_and_its_descriptor_closed(pair: Pair) -> None:
     near, far = pair
     near.socket.send(b"\x04not json")
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(ValueError, match="not a message|Expecting"):
+    with pytest.raises(ValueError, match="not a message"):
         far.receive()
     assert len(os.listdir("/proc/self/fd")) == before

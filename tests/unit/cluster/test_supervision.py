@@ -108,7 +108,7 @@ def test_a_loop_that_stands_still_is_dumped_and_ended() -> None:
 def test_a_boot_that_takes_too_long_is_ended() -> None:
     """A worker that is not ready within the boot timeout is dumped and ended."""
     slow = worker(1, 0, state=W.ONLINE)
-    assert [type(a) for a in act([slow, worker(2, 1)], now=60.0)] == [s.Dump, s.Terminate]
+    assert [type(a) for a in act([slow, worker(2, 1, at=59)], now=60.0)] == [s.Dump, s.Terminate]
 
 
 def test_stop_drains_everybody_and_replaces_nobody() -> None:
