@@ -1,1 +1,150 @@
-"""Shared state over Redis: sessions, caches, broadcast, primitives; knows neither Flask nor gevent."""
+"""Shared state over Redis: sessions, caches, broadcast, primitives; knows neither Flask nor gevent.
+
+`SharedState` is the one object: built in a worker, after the fork and after gevent's patch, never before. Everything
+in it hangs on two connections, the data connection (`connection.GroupCommit`) and the ear (`subscriber.Subscriber`).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sharedcluster.errors import Bug
+from sharedcluster.state.broadcast import Broadcast
+from sharedcluster.state.cache import Cache
+from sharedcluster.state.codec import make_codec
+from sharedcluster.state.connection import Address, GroupCommit
+from sharedcluster.state.near import Near
+from sharedcluster.state.sessions import SessionStore
+from sharedcluster.state.settings import StateSettings
+from sharedcluster.state.subscriber import Subscriber
+
+__all__ = ["SharedState", "StateFacts", "StateSettings", "live_states"]
+
+_LIVE: weakref.WeakSet[SharedState] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class StateFacts:
+    """What a worker tells about its shared state.
+
+    Attributes:
+        url: Where Redis is, without a password.
+        state: "ok", "down", or "none" before the first use.
+        latency_ms: How long the last heartbeat took to Redis and back through the subscriber.
+        gaps: How often the subscriber may have missed messages.
+        counts: Everything else that only grows, by name.
+    """
+
+    url: str
+    state: str
+    latency_ms: float
+    gaps: int
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+class SharedState:
+    """The shared state of one application in one worker.
+
+    Args:
+        url: redis://, rediss://, unix://, or redis+sentinel://.
+        namespace: Prefix of all keys and channels; applications with different ones do not see each other.
+        settings: Timeouts and limits.
+
+    Raises:
+        ConfigError: The URL or a setting cannot be understood.
+    """
+
+    def __init__(self, url: str, namespace: str, settings: StateSettings | None = None) -> None:
+        self.settings = settings = settings or StateSettings()
+        self.namespace = namespace
+        self.counts: dict[str, int] = defaultdict(int)
+        self.address = Address(url, settings)
+        self.commit = GroupCommit(self.address, settings)
+        self.subscriber = Subscriber(self.address, self.commit, namespace, settings)
+        channel, codec = f"{namespace}:inv", make_codec(settings.codec)
+        self._session_near = self._make_near(settings.session_near_max_age)
+        self.sessions = SessionStore(self.commit, self._session_near, namespace, channel, codec, settings, self.counts)
+        self.cache = Cache(
+            self.commit, self._make_near(settings.near_max_age), namespace, channel, codec, settings, self.counts
+        )
+        self.broadcast = Broadcast(self.commit, self.subscriber, namespace, codec, settings, self.counts)
+        self.subscriber.listen(channel, self._hear_invalidation)
+        self.subscriber.on_gap += [self._session_near.forget, self.cache.near.forget]
+        self.subscriber.on_pulse.append(self.cache.renew_leases)
+        self._pid = os.getpid()
+        self._is_started = False
+        self._start_lock = threading.Lock()
+
+    def _make_near(self, max_age: float) -> Near[Any]:
+        settings = self.settings
+        return Near(
+            self.subscriber.is_trusted, entries=settings.near_entries, size=settings.near_bytes, max_age=max_age
+        )
+
+    def start(self) -> None:
+        """Begin to listen. Twice is as good as once.
+
+        Raises:
+            Bug: This object was made before a fork and used after it.
+        """
+        if self._pid != os.getpid():
+            raise Bug(f"shared state of process {self._pid} used in process {os.getpid()}: make it after the fork")
+        with self._start_lock:
+            if not self._is_started:
+                self._is_started = True
+                _LIVE.add(self)
+                self.subscriber.start()
+
+    def drain(self) -> None:
+        """The worker ends soon: streams are closed so that they resume elsewhere; sessions and cache go on working."""
+        self.broadcast.drain()
+
+    def close(self) -> None:
+        """Let go of Redis."""
+        _LIVE.discard(self)
+        self.broadcast.close()
+        self.subscriber.close()
+        self.commit.close()
+
+    def wait_ready(self, timeout: float) -> bool:
+        """True once the subscriber's delivery is proven, so that near caches work; False after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while not self.subscriber.is_trusted():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def facts(self) -> StateFacts:
+        """For heartbeats and status."""
+        state = "none" if not self._is_started else "down" if self.commit.breaker.is_open else "ok"
+        counts = dict(self.counts)
+        counts["redis_round_trips"] = self.commit.exchanges
+        counts["redis_commands"] = self.commit.commands
+        counts["messages_heard"] = self.subscriber.messages
+        latency = round(self.subscriber.latency * 1000, 3)
+        return StateFacts(self.address.public, state, latency, self.subscriber.gaps, counts)
+
+    def _hear_invalidation(self, payload: bytes) -> None:
+        """`kind mark name`: s session, c cached value, t tag; the mark is `-` for a deletion."""
+        kind, mark, raw = payload.split(b" ", 2)
+        name = raw.decode()
+        mark = b"" if mark == b"-" else mark
+        if kind == b"s":
+            self._session_near.invalidate(name, mark)
+        elif kind == b"c":
+            self.cache.hear(name, mark)
+        elif kind == b"t":
+            self.cache.hear_tag(name)
+
+
+def live_states() -> list[SharedState]:
+    """The started ones of this process: what a worker drains, closes and reports without knowing Flask."""
+    return [state for state in _LIVE if state._pid == os.getpid()]
