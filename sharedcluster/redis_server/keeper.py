@@ -32,10 +32,12 @@ _SIGNALS_OF_THE_CLUSTER = (
 )
 _SIGNALS_OF_THE_SERVER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
-# fakeredis behind a unix socket. Its table of clients is keyed by the peer's address, which is empty for all of them.
+# fakeredis behind a unix socket. Two things it does not do by itself: its table of clients is keyed by the peer's
+# address, which is empty for all of them; and it hangs up after an error reply, such as NOSCRIPT.
 _FAKE_SERVER = """
 import itertools, os, socket, sys
 from fakeredis import TcpFakeServer
+from redis import ResponseError
 class Server(TcpFakeServer):
     address_family = socket.AF_UNIX
     numbers = itertools.count()
@@ -44,7 +46,19 @@ class Server(TcpFakeServer):
 os.umask(0o077)
 if os.path.exists(sys.argv[1]):
     os.unlink(sys.argv[1])
-Server(sys.argv[1]).serve_forever()
+server = Server(sys.argv[1])
+class Handler(server.RequestHandlerClass):
+    def setup(self):
+        super().setup()
+        read_response = self.current_client.read_response
+        def read_reply():
+            try:
+                return read_response()
+            except ResponseError as error:
+                return error
+        self.current_client.read_response = read_reply
+server.RequestHandlerClass = Handler
+server.serve_forever()
 """
 
 

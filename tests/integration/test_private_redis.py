@@ -251,9 +251,13 @@ def test_a_program_of_the_app_does_not_hold_the_lifeline(start: StartFunction) -
 
 
 def test_fakeredis_runs_the_scripts_of_two_processes(start: StartFunction) -> None:
-    """The development server is one state for all connections, with Lua and pub/sub."""
+    """The development server is one state for all connections, with Lua and pub/sub, and survives an error reply."""
     url = start("memory://").url
-    with redis.Redis.from_url(url) as one, redis.Redis.from_url(url) as other:
+    with redis.Redis.from_url(url, single_connection_client=True) as one, redis.Redis.from_url(url) as other:
+        number = one.client_id()
+        with pytest.raises(redis.exceptions.NoScriptError):
+            one.evalsha("0" * 40, 0)
+        assert one.client_id() == number
         one.set("key", "value")
         assert other.eval("return redis.call('GET', KEYS[1])", 1, "key") == b"value"
         with other.pubsub(ignore_subscribe_messages=True) as subscriber:
