@@ -1,0 +1,74 @@
+"""What operators can do to a running cluster, as the control socket calls it; each is a few lines on the primary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sharedcluster.cluster.primary import Primary
+from sharedcluster.control.server import Client
+from sharedcluster.errors import ConfigError
+
+Command = Callable[[dict[str, Any], Client], dict[str, Any] | None]
+
+
+class Commands:
+    """Satisfies `control.server.Target`. A command that returns None answers later."""
+
+    def __init__(self, primary: Primary) -> None:
+        self._primary = primary
+        self._table: dict[str, Command] = {
+            "status": self._status,
+            "stop": self._stop,
+            "reload": self._reload,
+            "scale": self._scale,
+        }
+
+    def commands(self) -> Mapping[str, Command]:
+        """Command -> what does it."""
+        return self._table
+
+    def _status(self, _arguments: dict[str, Any], _client: Client) -> dict[str, Any]:
+        return {"status": self._primary.status()}
+
+    def _stop(self, arguments: dict[str, Any], _client: Client) -> dict[str, Any]:
+        if arguments.get("now"):
+            self._primary.on_stop_now()
+        else:
+            self._primary.on_drain()
+        return {"pid": os.getpid()}
+
+    def _reload(self, arguments: dict[str, Any], client: Client) -> dict[str, Any] | None:
+        if self._primary.is_stopping:
+            raise ConfigError("The cluster is stopping.")
+        if not arguments.get("wait", True):
+            self._primary.on_reload()
+            return {"generation": self._primary.status()["generation"]}
+        self._primary.on_reload(lambda failure: client.reply(self._outcome(failure)))
+        return None
+
+    def _outcome(self, failure: str) -> dict[str, Any]:
+        if failure:
+            return {"ok": False, "error": failure, "exit_code": 3}
+        return {"ok": True, "generation": self._primary.status()["generation"]}
+
+    def _scale(self, arguments: dict[str, Any], _client: Client) -> dict[str, Any]:
+        wanted = scaled(self._primary.desired_workers, str(arguments.get("workers", "")))
+        self._primary.scale(wanted)
+        return {"workers": wanted}
+
+
+def scaled(now: int, text: str) -> int:
+    """`4`, `+2` or `-1`, from `now` workers.
+
+    Raises:
+        ConfigError: It is none of these, or would leave no worker.
+    """
+    try:
+        wanted = now + int(text) if text[:1] in ("+", "-") else int(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a number of workers.", advice="Use 4, +1 or -1.") from None
+    if wanted < 1:
+        raise ConfigError(f"{wanted} workers cannot serve.", advice="To stop: sharedcluster stop")
+    return wanted

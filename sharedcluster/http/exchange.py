@@ -1,0 +1,300 @@
+"""One request and its response, run in a pooled greenlet: the WSGI server side of PEP 3333.
+
+The head leaves with the first piece of the body in one send. After that every piece is written before the next is
+asked for, so a client that reads slowly holds one piece in memory and costs no CPU. What the application returned is
+closed whatever happens, also when the client leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent
+
+from sharedcluster.http import policy
+from sharedcluster.http.body import BodyError, BodyStream
+from sharedcluster.http.policy import Rule
+from sharedcluster.http.response import SERVER_ERROR, UNKNOWN_LENGTH, BadResponseError, ResponseHead, frame
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
+
+    from sharedcluster.http.connection import Connection
+    from sharedcluster.http.request import Head
+
+log = logging.getLogger("sharedcluster.http")
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
+
+JOIN = 65536
+"""Up to this size head and body are joined and leave in one send; beyond it copying costs more than a system call."""
+SENDFILE = 1 << 20
+"""Bytes per sendfile, so that one large file does not keep the loop from others."""
+
+
+class ClientGone(OSError):  # noqa: N818 - a fact, as in "client disconnected"
+    """The client has left, or takes nothing: there is nobody to answer."""
+
+
+class RequestEnded(BaseException):
+    """Raised inside an application whose request is over: its time is up, or its client has left an event stream."""
+
+
+class FileWrapper:
+    """`wsgi.file_wrapper`: an open file, sent with sendfile where that is possible."""
+
+    def __init__(self, file: Any, block_size: int = 65536) -> None:
+        self.file = file
+        self.block_size = block_size
+        if hasattr(file, "close"):
+            self.close = file.close
+
+    def __iter__(self) -> FileWrapper:
+        return self
+
+    def __next__(self) -> bytes:
+        data: bytes = self.file.read(self.block_size)
+        if data:
+            return data
+        raise StopIteration
+
+
+class Exchange:
+    """A request being served. `is_over` turns true when the engine has answered, or given up, in its place."""
+
+    __slots__ = (
+        "_fields",
+        "_sent_head",
+        "_status",
+        "bytes_out",
+        "connection",
+        "greenlet",
+        "head",
+        "input",
+        "is_over",
+        "left",
+        "response",
+        "started_at",
+    )
+
+    def __init__(self, connection: Connection, head: Head, body: Any) -> None:
+        self.connection = connection
+        self.head = head
+        self.input = body
+        self.response: ResponseHead | None = None
+        self.is_over = False
+        self._status: str | None = None
+
+    def run(self) -> bool:
+        """Serve the request and hand the connection back. Raises nothing."""
+        connection = self.connection
+        self.started_at = time.monotonic()
+        self.greenlet: greenlet = getcurrent()
+        self.bytes_out = 0
+        environ = self.head.environ.copy()
+        if self.input is not None:
+            environ["wsgi.input"] = self.input
+        try:
+            result = connection.server.application(environ, self.start_response)
+            try:
+                self._send(result)
+            finally:
+                if hasattr(result, "close"):
+                    result.close()
+        except ClientGone:
+            connection.lose()
+        except RequestEnded:
+            self.is_over = True
+        except BaseException as error:
+            self._fail(error, environ)
+        del environ
+        connection.finish(self)
+        return not self.is_over
+
+    def start_response(
+        self, status: str, headers: Sequence[tuple[str, str]], exc_info: ExcInfo | None = None, /
+    ) -> Callable[[bytes], None]:
+        """PEP 3333's start_response; a second call needs `exc_info`, and works until the head has been sent."""
+        if self._status is not None:
+            if exc_info is None or exc_info[1] is None:
+                raise AssertionError("start_response was called twice; a second call needs exc_info (PEP 3333)")
+            if self.response is not None:
+                raise exc_info[1].with_traceback(exc_info[2])
+        self._status = status
+        self._fields = headers
+        return self.write
+
+    def _send(self, result: Iterable[bytes]) -> None:
+        kind = type(result)
+        if kind is list or kind is tuple:
+            pieces: Any = result
+            if len(pieces) == 1:
+                body = pieces[0]
+                self._start(len(body))
+                self._write(body)
+            else:
+                if self.response is None:
+                    self._start(sum(map(len, pieces)))
+                for piece in pieces:
+                    self._write(piece)
+        elif kind is FileWrapper:
+            self._send_file(result)  # type: ignore[arg-type]  # the line above says what it is
+        else:
+            for piece in result:
+                if piece:
+                    if self.response is None:
+                        self._start(UNKNOWN_LENGTH)
+                    self._write(piece)
+        self._finish_body()
+
+    def write(self, data: bytes, /) -> None:
+        """PEP 3333's imperative write: what it is given is sent before it returns."""
+        if data:
+            if self.response is None:
+                self._start(UNKNOWN_LENGTH)
+            self._write(data)
+
+    def _start(self, body_length: int) -> None:
+        """Frame the head. It is sent together with the first piece of the body."""
+        if self.response is not None:
+            return
+        if self._status is None:
+            raise BadResponseError("the application returned without calling start_response")
+        connection = self.connection
+        server = connection.server
+        head = self.head
+        response = frame(
+            self._status,
+            self._fields,
+            server.standing,
+            keep_alive=head.keep_alive and not server.is_draining and connection.can_live_on(self.input),
+            is_head=head.is_head,
+            is_http10=head.is_http10,
+            body_length=body_length,
+        )
+        self.response = response
+        self.left = response.length
+        self._sent_head = False
+
+    def _write(self, data: bytes) -> None:
+        """Send a piece of the body, with the head before it if it is the first."""
+        response = self.response
+        assert response is not None
+        if not response.has_body:
+            data = b""
+        elif self.left >= 0:
+            if len(data) > self.left:
+                data = self._cut(data)
+            self.left -= len(data)
+        elif response.chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if not self._sent_head:
+            self._sent_head = True
+            if len(data) <= JOIN:
+                data = response.data + data
+            else:
+                self.bytes_out += len(response.data)
+                self.connection.send(response.data)
+        if data:
+            self.bytes_out += len(data)
+            self.connection.send(data)
+
+    def _cut(self, data: bytes) -> bytes:
+        """More body than Content-Length: what is beyond would be read as the next response, so it is not sent."""
+        log.error("%s: the body is longer than its Content-Length; cut", self.describe())
+        if self.response is not None:
+            self.response.keep_alive = False
+        return data[: self.left]
+
+    def _finish_body(self) -> None:
+        if self.response is None:
+            self._start(0)
+        response = self.response
+        assert response is not None
+        if not self._sent_head or response.chunked:
+            end = b"0\r\n\r\n" if response.chunked else b""
+            data = end if self._sent_head else response.data + end
+            self._sent_head = True
+            self.bytes_out += len(data)
+            self.connection.send(data)
+        if response.has_body and self.left > 0:
+            log.error("%s: the body is %d bytes shorter than its Content-Length", self.describe(), self.left)
+            response.keep_alive = False
+
+    def _send_file(self, wrapper: FileWrapper) -> None:
+        """Send a file: by the kernel where it is a regular one and nothing encrypts, by reading elsewhere."""
+        span = file_span(wrapper.file) if self.connection.has_sendfile else None
+        if span is None:
+            for piece in wrapper:
+                self.write(piece)
+            return
+        fd, offset, size = span
+        self._start(size)
+        response = self.response
+        assert response is not None
+        if response.chunked or not response.has_body:
+            for piece in wrapper if response.has_body else ():
+                self._write(piece)
+            return
+        if self.left >= 0:
+            size = min(size, self.left)
+        self._sent_head = True
+        self.connection.send(response.data)
+        self.connection.send_file(fd, offset, size)
+        self.bytes_out += len(response.data) + size
+        if self.left >= 0:
+            self.left -= size
+
+    def _fail(self, error: BaseException, environ: dict[str, object]) -> None:
+        """The application raised: 500 if nothing has been sent, else a cut: no part may pass for the whole."""
+        if self.is_over:
+            return
+        failure = self.input.failure if isinstance(self.input, BodyStream) else None
+        if not isinstance(error, BodyError) or failure is None:
+            log.error("%s: %s", self.describe(), error, exc_info=(type(error), error, error.__traceback__))
+        if self.response is not None and self._sent_head:
+            self.connection.lose()
+        else:
+            self.answer(SERVER_ERROR if failure is None else failure.rule)
+
+    def answer(self, rule: Rule) -> None:
+        """Answer in the application's place and be done with this request."""
+        self.is_over = True
+        self.connection.refuse(policy.Refused(rule), is_head=self.head.is_head)
+
+    def end(self, rule: Rule | None) -> None:
+        """From the loop: the request is over. Answer `rule` if no head has left yet, and end the application."""
+        if rule is not None and not (self.response is not None and self._sent_head):
+            self.answer(rule)
+        else:
+            self.is_over = True
+            self.connection.lose()
+        self.greenlet.throw(RequestEnded())
+
+    @property
+    def is_event_stream(self) -> bool:
+        """Whether an event stream has begun, which nobody but its client ends."""
+        if self.response is None or not self._sent_head:
+            return False
+        return b"text/event-stream" in self.response.data
+
+    def describe(self) -> str:
+        """Method and path, for the log."""
+        return f"{self.head.environ['REQUEST_METHOD']} {self.head.environ['RAW_URI']}"
+
+
+def file_span(file: Any) -> tuple[int, int, int] | None:
+    """Descriptor, offset and bytes to the end of a regular file, or None."""
+    try:
+        fd = file.fileno()
+        facts = os.fstat(fd)
+        offset = file.tell()
+    except (AttributeError, OSError, ValueError):
+        return None
+    return (fd, offset, facts.st_size - offset) if stat.S_ISREG(facts.st_mode) and facts.st_size >= offset else None

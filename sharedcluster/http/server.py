@@ -1,0 +1,239 @@
+"""All live connections of one worker, between the descriptors it is handed and the application it runs.
+
+`serve` is called in the hub for each connection; it reads at once, for under load the request is there already. What
+is shared by connections lives here: the loop, the wheel of deadlines, the pool of greenlets, the counters, the line
+with today's date. Draining is a state of this object: responses say `Connection: close`, an idle connection is kept
+for a moment to answer a request that is on its way (closing at once would race with it).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.event import Event
+
+from sharedcluster.http import policy, request
+from sharedcluster.http.body import EmptyInput
+from sharedcluster.http.connection import NEVER, Connection
+from sharedcluster.http.counters import Counters, HttpStats
+from sharedcluster.http.deadlines import TICK, Wheel
+from sharedcluster.http.exchange import Exchange, FileWrapper
+from sharedcluster.http.greenlets import GreenletPool
+from sharedcluster.http.policy import Refused
+from sharedcluster.http.response import standing_fields
+from sharedcluster.http.settings import Environ, HttpSettings, ListenerFacts, Proxied, ReleasedConnection
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+log = logging.getLogger("sharedcluster.http")
+
+
+class Server:
+    """Serves `application` on the connections it is given.
+
+    Made in the worker after it was forked and patched, in the thread whose loop serves.
+
+    Args:
+        application: Any WSGI callable.
+        settings: Limits, times, trust.
+        environ: Further keys for every request's environ.
+    """
+
+    def __init__(
+        self, application: WSGIApplication, settings: HttpSettings, *, environ: Mapping[str, object] | None = None
+    ) -> None:
+        self.application = application
+        self.settings = settings
+        self.hub: Any = gevent.get_hub()
+        self.loop: Any = self.hub.loop
+        self.wheel = Wheel()
+        self.greenlets = GreenletPool(self.hub, Exchange)
+        self.counters = Counters()
+        self.is_draining = False
+        self.on_idle: Callable[[ReleasedConnection], None] | None = None
+        self.concurrency: float = settings.limit_concurrency or float("inf")
+        self.request_timeout = settings.request_timeout
+        self.standing = ""
+        self.idle_until = NEVER
+        self._extra = dict(environ or {})
+        self._sites: dict[int, Environ] = {}
+        self._reader = request.HeadReader(settings, is_trusted=False)
+        self._connections: set[Connection] = set()
+        self._drained = Event()
+        self._timer: Any = None
+        self._second = 0
+
+    # What the worker calls.
+
+    def add_listener(self, index: int, facts: ListenerFacts) -> None:
+        """Make a listener's connections servable; `index` is what `serve` is told."""
+        self._sites[index] = {
+            "SERVER_NAME": facts.host or facts.unix_path or "localhost",
+            "SERVER_PORT": str(facts.port),
+            "SERVER_SOFTWARE": "sharedcluster",
+            "SCRIPT_NAME": "",
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "https" if facts.tls else "http",
+            "wsgi.input": EmptyInput(),
+            "wsgi.input_terminated": True,
+            "wsgi.errors": sys.stderr,
+            "wsgi.file_wrapper": FileWrapper,
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": self.settings.multiprocess,
+            "wsgi.run_once": False,
+            **self._extra,
+        }
+
+    def serve(self, fd: int, listener: int, peer: tuple[str, int] | None, proxied: Proxied | None = None) -> None:
+        """Take ownership of a connected descriptor. Called in the hub; waits for nothing, raises nothing.
+
+        Args:
+            fd: A stream socket, non-blocking or not.
+            listener: The index it was added with.
+            peer: The client's address and port, None on a unix socket.
+            proxied: What a PROXY head said when the connection was served by another worker.
+        """
+        if os.get_blocking(fd):
+            os.set_blocking(fd, False)
+        template = self._sites[listener].copy()
+        if peer is not None:
+            template["REMOTE_ADDR"] = peer[0]
+            template["REMOTE_PORT"] = str(peer[1])
+        else:
+            template["REMOTE_ADDR"] = ""
+        if self._timer is None:
+            self._start_clock()
+        connection = Connection(self, listener, fd, peer, proxied, template, self._reader)
+        self.counters.accepted += 1
+        self._connections.add(connection)
+        connection.open()
+
+    @property
+    def connections(self) -> int:
+        """Open connections."""
+        return len(self._connections)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests being served."""
+        return self.counters.in_flight
+
+    @property
+    def requests(self) -> int:
+        """Requests served since the start."""
+        return self.counters.requests
+
+    def stats(self) -> HttpStats:
+        """All counters at once, for a heartbeat."""
+        return self.counters.picture(len(self._connections))
+
+    def release_idle(self) -> list[ReleasedConnection]:
+        """Let go of the connections that are between two requests, and return them; nothing of them is closed."""
+        released = [connection.release() for connection in list(self._connections) if connection.is_releasable]
+        self._check_drained()
+        return released
+
+    def release_when_idle(self, take: Callable[[ReleasedConnection], None]) -> None:
+        """From now on give each connection that falls idle to `take`, in the hub or in a request's greenlet.
+
+        With this a drain closes none: it needs no `Connection: close` while there is somebody to take them.
+        """
+        self.on_idle = take
+
+    def drain(self) -> None:
+        """End: answer what is in flight or on its way, say `Connection: close`, keep nothing idle for long."""
+        self.is_draining = True
+        self._refresh(time.monotonic())
+        for connection in list(self._connections):
+            connection.hurry()
+        self._check_drained()
+
+    def is_drained(self) -> bool:
+        """True when no connection is left."""
+        return not self._connections
+
+    def wait_drained(self, timeout: float) -> bool:
+        """Wait, in a greenlet, until no connection is left; False if `timeout` seconds were not enough."""
+        if self._connections:
+            self._drained.wait(timeout)
+        return not self._connections
+
+    def close(self) -> None:
+        """Cut everything now."""
+        for connection in list(self._connections):
+            connection.cut()
+        self._stop_clock()
+
+    # What connections call.
+
+    def forget(self, connection: Connection) -> None:
+        """`connection` is closed or released."""
+        self.wheel.remove(connection)
+        self._connections.discard(connection)
+        if self.is_draining:
+            self._check_drained()
+
+    def fell_idle(self, connection: Connection) -> None:
+        """`connection` waits for its next request, while the worker drains or gives idle ones away."""
+        if self.on_idle is not None and connection.is_releasable:
+            self.on_idle(connection.release())
+        elif self.is_draining:
+            connection.hurry()
+
+    def count(self, exchange: Exchange) -> None:
+        """An exchange is over."""
+        counters = self.counters
+        counters.in_flight -= 1
+        counters.requests += 1
+        counters.bytes_out += exchange.bytes_out
+        if exchange.response is not None:
+            counters.by_class[exchange.response.code // 100] += 1
+        counters.latency[int((time.monotonic() - exchange.started_at) * 1e6).bit_length()] += 1
+
+    def count_refusal(self, refused: Refused) -> None:
+        """A message was refused."""
+        self.counters.refused += 1
+        self.counters.by_class[refused.rule.status // 100] += 1
+        if refused.rule is not policy.OVERLOADED:
+            log.debug("refused: %s", refused)
+
+    # The clock.
+
+    def _start_clock(self) -> None:
+        self._refresh(time.monotonic())
+        self._timer = self.loop.timer(TICK, TICK, ref=False)
+        self._timer.start(self._on_tick)
+
+    def _stop_clock(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
+    def _on_tick(self) -> None:
+        now = time.monotonic()
+        self._refresh(now)
+        self.wheel.turn(now)
+        if not self._connections:
+            self._stop_clock()
+
+    def _refresh(self, now: float) -> None:
+        """Work out once per tick what every request needs."""
+        self.wheel.now = now
+        idle = self.settings.drain_linger if self.is_draining else self.settings.keep_alive
+        self.idle_until = now + idle
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self.standing = standing_fields(second, worker=self.settings.expose_worker)
+
+    def _check_drained(self) -> None:
+        if not self._connections:
+            self._drained.set()
