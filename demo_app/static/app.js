@@ -123,12 +123,19 @@ on("read", "click", async () => {
 
 // --- messages ---
 
-const seen = new Set(); // ids; a stream that had to be opened anew may repeat what is shown already
+const messages = JSON.parse(sessionStorage.getItem("messages") ?? "[]"); // a reload goes on where the page was
+const KEPT_MESSAGES = 50;
 
-function show(event) {
-  if (event.lastEventId && seen.has(event.lastEventId)) return;
-  seen.add(event.lastEventId);
-  const { text, user, worker } = JSON.parse(event.data);
+function receive(event) {
+  if (messages.some(({ id }) => id === event.lastEventId)) return;
+  const message = { id: event.lastEventId, ...JSON.parse(event.data) };
+  messages.push(message);
+  messages.splice(0, messages.length - KEPT_MESSAGES);
+  sessionStorage.setItem("messages", JSON.stringify(messages));
+  show(message);
+}
+
+function show({ text, user, worker }) {
   const item = document.createElement("li");
   const by = paint(document.createElement("span"), worker, nameOf(worker));
   by.classList.add("by");
@@ -139,7 +146,7 @@ function show(event) {
   const list = $("messages");
   list.querySelector(".empty")?.remove();
   list.append(item);
-  while (list.children.length > 200) list.firstElementChild.remove();
+  if (list.children.length > KEPT_MESSAGES) list.firstElementChild.remove();
   list.scrollTop = list.scrollHeight;
 }
 
@@ -150,9 +157,10 @@ function setLive(isLive) {
 
 /** A browser reopens a broken stream by itself, but gives up when the answer was an error; then this opens a new one. */
 function listen() {
-  const stream = new EventSource("events");
+  const last = messages.at(-1);
+  const stream = new EventSource(last ? `events?lastEventId=${encodeURIComponent(last.id)}` : "events");
   stream.onopen = () => setLive(true);
-  stream.onmessage = show;
+  stream.onmessage = receive;
   stream.onerror = () => {
     setLive(false);
     if (stream.readyState === EventSource.CLOSED) setTimeout(listen, 2000);
@@ -169,5 +177,6 @@ const served = document.body.dataset.worker;
 const worker = served === "" ? null : Number(served);
 paint($("answer"), worker);
 remember(worker);
+messages.forEach(show);
 ask("me").then(showSession, (error) => say("problem", error.message));
 listen();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -32,10 +33,12 @@ _SIGNALS_OF_THE_CLUSTER = (
 )
 _SIGNALS_OF_THE_SERVER = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
-# fakeredis behind a unix socket. Its table of clients is keyed by the peer's address, which is empty for all of them.
+# fakeredis behind a unix socket. Two things it does not do by itself: its table of clients is keyed by the peer's
+# address, which is empty for all of them; and it hangs up after an error reply, such as NOSCRIPT.
 _FAKE_SERVER = """
 import itertools, os, socket, sys
 from fakeredis import TcpFakeServer
+from redis import ResponseError
 class Server(TcpFakeServer):
     address_family = socket.AF_UNIX
     numbers = itertools.count()
@@ -44,39 +47,67 @@ class Server(TcpFakeServer):
 os.umask(0o077)
 if os.path.exists(sys.argv[1]):
     os.unlink(sys.argv[1])
-Server(sys.argv[1]).serve_forever()
+server = Server(sys.argv[1])
+class Handler(server.RequestHandlerClass):
+    def setup(self):
+        super().setup()
+        read_response = self.current_client.read_response
+        def read_reply():
+            try:
+                return read_response()
+            except ResponseError as error:
+                return error
+        self.current_client.read_response = read_reply
+server.RequestHandlerClass = Handler
+server.serve_forever()
 """
 
 
 class Keeper:
     """The keeper's own view, in its own process: one server, one lifeline."""
 
-    def __init__(self, choice: RedisChoice, folder: str, lifeline: int, report: int, start_timeout: float) -> None:
+    def __init__(
+        self,
+        choice: RedisChoice,
+        folder: str,
+        *,
+        lifeline: int,
+        report: int,
+        start_timeout: float,
+        is_first: bool,
+    ) -> None:
         self.choice = choice
         self.folder = folder
         self.lifeline = lifeline
         self.report = report
         self.start_timeout = start_timeout
+        self.is_first = is_first
         self.socket_path = f"{folder}/redis.sock"
         self.log_path = f"{folder}/redis.log"
         self.server_pid = 0
-        self.ending = ""
+        self.ending = "with its keeper"
 
     def live(self) -> NoReturn:
         """The life of the process; nothing of the one it was forked from runs after it."""
         try:
             self._leave_the_cluster()
-            if self._start_server():
-                os.write(self.report, b"ok")
+            if not self.is_first:
                 self._supervise()
-            elif not self._lifeline_ended(0):
-                os.write(self.report, self._last_words().encode())
+            elif self._start_server():
+                self._tell("ok")
+                self._supervise()
+            else:
+                self._tell(self._last_words())
         except BaseException:
             log.exception("[BUG] the keeper of the private Redis failed")
         finally:
             self._end_server()
             shutil.rmtree(self.folder, ignore_errors=True)
             os._exit(0)
+
+    def _tell(self, words: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # a primary that was killed meanwhile
+            os.write(self.report, words.encode())
 
     def _leave_the_cluster(self) -> None:
         """Own session, own signals, no descriptor but standard streams, log files, lifeline and report."""
@@ -97,11 +128,14 @@ class Keeper:
     def _supervise(self) -> None:
         """Sleep; start a dead server again, later each time it dies young; return when the lifeline ends."""
         born_at, delay = time.monotonic(), 0.0
-        while not self._lifeline_ended(None):
-            if not self._server_ended():
-                continue
-            delay = 0.0 if time.monotonic() - born_at > 10 else min(5.0, delay * 2 + 0.1)
-            if delay and self._wait_out(delay):
+        while True:
+            if self.server_pid:
+                if self._lifeline_ended(None):
+                    return
+                if not self._server_ended():
+                    continue
+                delay = 0.0 if time.monotonic() - born_at > 10 else _longer(delay)
+            if self._wait_out(delay):
                 return
             born_at = time.monotonic()
             if self._start_server():
@@ -112,7 +146,8 @@ class Keeper:
                     self.server_pid,
                 )
             elif not self._lifeline_ended(0):
-                log.error("the private Redis does not start again: %s", self._last_words())
+                delay = _longer(delay)
+                log.error("the private Redis does not start: %s", self._last_words().replace("\n", " | "))
 
     def _start_server(self) -> bool:
         """Start it and wait until it answers; False if it ended, hung, or the lifeline ended meanwhile."""
@@ -211,6 +246,10 @@ class Keeper:
                 return "".join(lines.readlines()[-5:]).rstrip()
         except OSError:
             return ""
+
+
+def _longer(delay: float) -> float:
+    return min(5.0, delay * 2 + 0.1)
 
 
 def _open_descriptors() -> Iterator[int]:

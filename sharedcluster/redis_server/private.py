@@ -73,7 +73,8 @@ class PrivateRedis:
         self.folder = _make_private_folder()
         self._lifeline_end, self.lifeline_fd = os.pipe()
         try:
-            self._fork_keeper()
+            self._fork_keeper(is_first=True)
+            self._wait_for_start()
         except BaseException:
             self._forget()
             raise
@@ -82,13 +83,13 @@ class PrivateRedis:
     def revive(self) -> None:
         """Start a new keeper and server on the same socket, after the keeper was killed and reaped.
 
-        The server went with its keeper, so the content is gone.
+        The server went with its keeper, so the content is gone; the new keeper logs it. Does not wait for the server:
+        the primary's loop goes on, and the new keeper tries for as long as the cluster lives.
         """
         os.close(self._report)
         self._report = -1
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        self._fork_keeper()
-        log.warning("the keeper of the private Redis was killed; sessions, caches and messages of this run are gone")
+        self._fork_keeper(is_first=False)
 
     def is_alive(self) -> bool:
         """True while the keeper lives (it starts a crashed server again)."""
@@ -114,23 +115,33 @@ class PrivateRedis:
         self._forget()
         return went
 
-    def _fork_keeper(self) -> None:
+    def _fork_keeper(self, *, is_first: bool) -> None:
+        # All signals are blocked over the fork, so that no handler of ours runs in the keeper.
         reader, writer = os.pipe()
-        mask = signal.pthread_sigmask(
-            signal.SIG_BLOCK, signal.valid_signals()
-        )  # no handler of ours runs in the keeper
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         pid = os.fork()
         if pid == 0:
-            Keeper(self.choice, self.folder, self._lifeline_end, writer, self.start_timeout).live()
+            Keeper(
+                self.choice,
+                self.folder,
+                lifeline=self._lifeline_end,
+                report=writer,
+                start_timeout=self.start_timeout,
+                is_first=is_first,
+            ).live()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(writer)
         self.keeper_pid, self._report = pid, reader
-        if (words := self._first_words()) != "ok":
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-            raise _did_not_start(self.choice, words)
+
+    def _wait_for_start(self) -> None:
+        words = self._first_words()
+        if words == "ok":
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.keeper_pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.keeper_pid, 0)
+        raise _did_not_start(self.choice, words)
 
     def _first_words(self) -> str:
         """Either "ok", or the last log lines of a server that did not come up."""

@@ -226,6 +226,24 @@ def test_a_crashed_server_is_started_again_on_the_same_socket(start: StartFuncti
     assert "are gone" in said
 
 
+def test_a_server_that_cannot_be_started_again_is_tried_again(start: StartFunction, tmp_path: Path) -> None:
+    """As long as the cluster lives the keeper tries, at growing intervals, and tells why it does not work."""
+    program, broken = tmp_path / "redis-server", tmp_path / "broken"
+    program.write_text(
+        f'#!/bin/sh\n[ -e {broken} ] && echo "out of order" && exit 1\nexec {find_redis_server()} "$@"\n'
+    )
+    program.chmod(0o755)
+    starter = start(PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert starter.answers()
+    broken.touch()
+    starter.server.kill()
+    assert starter.process.stderr is not None
+    said = [starter.process.stderr.readline() for _ in range(2)]
+    assert all("out of order" in line for line in said)
+    broken.unlink()
+    wait_until(starter.answers, "the server is back")
+
+
 def test_a_killed_keeper_takes_the_server_along_and_is_replaced(start: StartFunction) -> None:
     """No server without a keeper; the primary that reaps it gets both back on the same socket."""
     starter = start()
@@ -235,7 +253,7 @@ def test_a_killed_keeper_takes_the_server_along_and_is_replaced(start: StartFunc
     starter.say("revive")
     assert starter.hear() is False
     assert starter.hear() is True
-    assert starter.answers()
+    wait_until(starter.answers, "the new server answers")
     [starter.keeper] = [child for child in psutil.Process(starter.process.pid).children() if child != starter.worker]
 
 
@@ -251,9 +269,13 @@ def test_a_program_of_the_app_does_not_hold_the_lifeline(start: StartFunction) -
 
 
 def test_fakeredis_runs_the_scripts_of_two_processes(start: StartFunction) -> None:
-    """The development server is one state for all connections, with Lua and pub/sub."""
+    """The development server is one state for all connections, with Lua and pub/sub, and survives an error reply."""
     url = start("memory://").url
-    with redis.Redis.from_url(url) as one, redis.Redis.from_url(url) as other:
+    with redis.Redis.from_url(url, single_connection_client=True) as one, redis.Redis.from_url(url) as other:
+        number = one.client_id()
+        with pytest.raises(redis.exceptions.NoScriptError):
+            one.evalsha("0" * 40, 0)
+        assert one.client_id() == number
         one.set("key", "value")
         assert other.eval("return redis.call('GET', KEYS[1])", 1, "key") == b"value"
         with other.pubsub(ignore_subscribe_messages=True) as subscriber:
