@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -40,10 +40,10 @@ from sharedcluster.log import logger, set_up
 PROBE_TIMEOUT: Final = 3.0
 
 
-def start(resolved: Resolved) -> int:
-    """Serve until told to stop; returns the exit code."""
+def start(resolved: Resolved, observe: Callable[[Primary], None] | None = None) -> int:
+    """Serve until told to stop; returns the exit code. `observe` gets the primary before it runs."""
     config = resolved.config
-    set_up("primary", level=config.log_level, style=config.log_format)
+    set_up("primary", level=config.log_level, style=config.log_format, files=config.log_files())
     for warning in check_environment(os.environ):
         logger.warning("%s", warning)
     with ExitStack() as undo:
@@ -59,6 +59,8 @@ def start(resolved: Resolved) -> int:
         _write_pid_file(config.pid_file, undo)
         _announce(resolved, primary, found["found"], redis)
         _follow(primary, config)
+        if observe:
+            observe(primary)
         return primary.run()
 
 

@@ -50,7 +50,7 @@ from sharedcluster.cluster.worker_handle import ExitReason, WorkerHandle, Worker
 from sharedcluster.config import Config
 from sharedcluster.control.server import ControlServer
 from sharedcluster.errors import UserError
-from sharedcluster.log import logger
+from sharedcluster.log import logger, set_up
 
 IDLE_TICK: Final = 1.0
 BUSY_TICK: Final = 0.05
@@ -457,13 +457,24 @@ class Primary:
             signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
             asked=worker.asked_to_leave,
         )
-        if not (worker.asked_to_leave or self._desired.now_or_never):
+        if reason.code in self.config.stop_exit_codes and not worker.asked_to_leave:
+            self._leave_empty(worker, reason.code)
+        elif not (worker.asked_to_leave or self._desired.now_or_never):
             now = time.monotonic()
             self._crashes[worker.slot] = supervision.after_exit(self._crashes.get(worker.slot, Crashes()), worker, now)
             self._restarts[worker.slot] = self._restarts.get(worker.slot, 0) + 1
             self.counters["restarts"] += 1
             self._stopped_early(worker)
         self.events.emit(events.EXIT, worker, reason)
+
+    def _leave_empty(self, worker: WorkerHandle, code: int | None) -> None:
+        """It ended as it may (`stop_exit_codes`): one worker fewer, and without any the cluster has done its work."""
+        left = self._desired.workers - 1
+        logger.info("worker %d (slot %d) has done its work (code %s): %d left", worker.id, worker.slot, code, left)
+        if left:
+            self._desired = replace(self._desired, workers=left)
+        else:
+            self.on_stop_now()
 
     def _stopped_early(self, worker: WorkerHandle) -> None:
         """A newcomer of a reload that died before it was ready ends the reload (it is not in `workers` any more)."""
@@ -562,6 +573,10 @@ class Primary:
 
     def on_reopen_logs(self) -> None:
         """Workers and primary open their log files anew."""
+        try:
+            set_up("primary", level=self.config.log_level, style=self.config.log_format, files=self.config.log_files())
+        except UserError as error:
+            logger.error("%s", error)
         for worker in self.workers.values():
             worker.tell(ReopenLogs())
 

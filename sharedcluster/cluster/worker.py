@@ -82,7 +82,8 @@ class WorkerFacts:
 
 def main(context: WorkerContext) -> int:
     """Be a worker until told to leave; returns the exit code."""
-    set_up(f"w{context.slot}", level=context.config.log_level, style=context.config.log_format)
+    config = context.config
+    set_up(f"w{context.slot}", level=config.log_level, style=config.log_format, files=config.log_files())
     os.environ["SHAREDCLUSTER_WORKER_ID"] = str(context.id)
     os.environ["SHAREDCLUSTER_SLOT"] = str(context.slot)
     if context.redis_url:
@@ -202,7 +203,8 @@ class Worker:
         self._say(message, released.fd)
 
     def _on_reopen_logs(self, _message: ReopenLogs, _fd: int | None) -> None:
-        set_up(f"w{self.context.slot}", level=self.config.log_level, style=self.config.log_format)
+        config = self.config
+        set_up(f"w{self.context.slot}", level=config.log_level, style=config.log_format, files=config.log_files())
 
     _HANDLERS: Final[dict[type[Message], Callable[[Any, Any, int | None], None]]] = {
         NewConnection: _on_connection,
