@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -28,7 +28,7 @@ from sharedcluster.operating import actions, ecosystem, records
 from sharedcluster.operating.records import ProcessId
 from sharedcluster.operating.spec import AppSpec, read_upkeep, upkeep_settings
 
-STOP_POLL = 0.05
+STOP_POLL: Final = 0.05
 
 
 @contextmanager
@@ -63,8 +63,17 @@ def _control(target: Target) -> Path:
 # -- start -------------------------------------------------------------------------------------------------------
 
 
-@click.command(epilog="\b\nExamples:\n  sharedcluster start\n  sharedcluster start shop.toml --env production\n"
-               "  sharedcluster start shop:create_app() --name shop -w 2 --port 8001\n  sharedcluster start shop")  # fmt: skip
+START_EXAMPLES: Final = """
+\b
+Examples:
+  sharedcluster start
+  sharedcluster start shop.toml --env production
+  sharedcluster start shop:create_app() --name shop -w 2 --port 8001
+  sharedcluster start shop
+"""
+
+
+@click.command(epilog=START_EXAMPLES)
 @click.argument("what", required=False, default=None, metavar="[APP|FILE|NAME]", shell_complete=complete_names)
 @click.option("--only", multiple=True, metavar="NAME", help="only this app of the file; repeatable")
 @click.option("--env", "env_name", default="", metavar="NAME", help="with this section of env")
