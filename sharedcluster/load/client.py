@@ -361,7 +361,7 @@ class Generator:
     # -- sessions --------------------------------------------------------------------------------------------------
 
     def _check_session(self, client: Client, head: Head, body: bytes) -> None:
-        """The count in the session must go up by one with every answer (a request without an answer may have counted)."""
+        """The count in the session must go up by one with every answer; a request that failed may have counted."""
         if head.cookies:
             client.cookies.update(head.cookies)
             client.request = self.plan.head(client.cookies) + self.plan.body

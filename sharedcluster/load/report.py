@@ -112,7 +112,10 @@ def notes(outcome: Outcome) -> list[str]:
             f"all CPUs of this machine were {outcome.machine_busy * 100:.0f}% busy: server and generator compete."
         )
     workers = len(tally.workers)
-    if plan.keep_alive and workers and plan.clients < workers * 2:
+    closing = plan.keep_alive and tally.connections > plan.clients + tally.closed_idle + tally.errors.total()
+    if closing:
+        found.append("the server closes connections after a response, so most requests had to connect first.")
+    if plan.keep_alive and not closing and workers and plan.clients < workers * 2:
         found.append("a connection stays with its worker; with so few clients some workers get more than others.")
     if plan.rate and tally.offered > tally.answered + tally.errors.total():
         left = tally.offered - tally.answered - tally.errors.total()
