@@ -26,6 +26,7 @@ import _socket
 import io
 import logging
 import os
+import posix
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,10 @@ LINGER_BYTES = 4 << 20
 DRAIN_BODY = 65536
 """Unread bytes of a body that are read and dropped to keep a connection; beyond it the connection closes."""
 
-os_read = os.read
-os_write = os.write
+# From posix, for gevent's monkey patch replaces os.close by one that waits for a turn of the loop.
+os_close = posix.close
+os_read = posix.read
+os_write = posix.write
 
 
 class Connection:
@@ -164,20 +167,22 @@ class Connection:
         """The loop says there are bytes, or the end."""
         try:
             data = self._receive()
+            if self.phase == IDLE and data:
+                self.server.counters.bytes_in += len(data)
+                # The same bytes again, as a client that polls sends them, mean the same request again.
+                if data == self._last_bytes:
+                    self._serve(self._last_head, None)  # type: ignore[arg-type]  # set together with _last_bytes
+                else:
+                    self._read_head(data)
+            else:
+                self._on_other(data)
         except BlockingIOError:
             return
         except OSError:
             self.lose()
-            return
-        if self.phase == IDLE and data:
-            self.server.counters.bytes_in += len(data)
-            # The same bytes again, as a client that polls sends them, mean the same request again.
-            if data == self._last_bytes:
-                self._serve(self._last_head, None)  # type: ignore[arg-type]  # set together with _last_bytes
-            else:
-                self._read_head(data)
-        else:
-            self._on_other(data)
+        except Exception:
+            log.exception("[BUG] a connection is cut")
+            self.lose()
 
     def _on_other(self, data: bytes) -> None:
         """Bytes in any state but between two messages, or the end in any state."""
@@ -416,10 +421,17 @@ class Connection:
         """The last response has been sent. Close at once if the client asked for it and all it sent was read."""
         if self.phase != SERVING:
             return
-        if not exchange.head.keep_alive and not self._buffer and type(exchange.input) is not BodyStream:
-            self.close()
-        else:
+        if exchange.head.keep_alive or self._buffer or type(exchange.input) is BodyStream or self._has_more():
             self._linger()
+        else:
+            self.close()
+
+    def _has_more(self) -> bool:
+        """Whether a client that announced its last request has sent more; closing then would reset the connection."""
+        try:
+            return self._receive() != b""
+        except OSError:
+            return False
 
     # The greenlet's side.
 
@@ -632,7 +644,7 @@ class Connection:
     def close(self) -> None:
         """Close the descriptor and forget everything."""
         if self.phase != CLOSED:
-            os.close(self._detach())
+            os_close(self._detach())
 
     def _detach(self) -> int:
         """Stop watching, forget everything, and return the descriptor."""

@@ -29,6 +29,7 @@ DROP = ""
 CHUNKED = -1
 """The `length` of a body that says its own length."""
 
+VERSIONS = ("HTTP/1.1", "HTTP/1.0")
 HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::([0-9]{0,5}))?")
 ABSOLUTE = re.compile(r"https?://([^/?]*)(.*)", re.IGNORECASE)
 REQUEST_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([^ ]*) (.*)")
@@ -119,12 +120,12 @@ class HeadReader:
         return self._frame(environ)
 
     def _read_request_line(self, line: str, environ: Environ) -> None:
-        parts = line.split(" ")
-        if len(parts) != 3 or parts[2] not in ("HTTP/1.1", "HTTP/1.0") or parts[0] not in policy.METHODS:
-            raise explain_request_line(line)
-        method, target, version = parts
         if len(line) > self._limit_line:
             raise Refused(policy.LINE_TOO_LONG)
+        parts = line.split(" ")
+        if len(parts) != 3 or parts[2] not in VERSIONS or parts[0] not in policy.METHODS or not parts[1]:
+            raise explain_request_line(line)
+        method, target, version = parts
         if "#" in target or not target.isascii() or not target.isprintable():
             raise Refused(policy.TARGET_BYTES)
         environ["REQUEST_METHOD"] = method
@@ -228,7 +229,7 @@ class HeadReader:
         if length is None:
             return 0
         digits = str(length)
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 19):
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 19) or (digits[0] == "0" and digits != "0"):
             raise Refused(policy.LENGTH_BAD, digits)
         return int(digits)
 

@@ -75,8 +75,8 @@ class Server:
     def add_listener(self, index: int, facts: ListenerFacts) -> None:
         """Make a listener's connections servable; `index` is what `serve` is told."""
         self._sites[index] = {
-            "SERVER_NAME": facts.host or facts.unix_path or "localhost",
-            "SERVER_PORT": str(facts.port),
+            "SERVER_NAME": facts.host or "localhost",
+            "SERVER_PORT": str(facts.port or (443 if facts.tls else 80)),
             "SERVER_SOFTWARE": "sharedcluster",
             "SCRIPT_NAME": "",
             "wsgi.version": (1, 0),
