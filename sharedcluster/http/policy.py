@@ -69,7 +69,10 @@ CODING_UNKNOWN = Rule("coding-unknown", 501, "RFC 9112 6.1", "a transfer coding 
 CHUNK_BAD = Rule("chunk-bad", 400, "RFC 9112 7.1", "a chunk whose size is not 1 to 16 hex digits, whose extension "
                  "breaks the grammar, or whose data is not followed by CRLF")  # fmt: skip
 CHUNK_TOO_LARGE = Rule(
-    "chunk-too-large", 413, "RFC 9112 7.1.1", "chunk lines beyond 256 bytes each, or 16 KiB per body"
+    "chunk-too-large",
+    413,
+    "RFC 9112 7.1.1",
+    "chunk lines beyond 256 bytes each, 16 KiB per body",  # fmt: skip
 )
 TRAILER_BAD = Rule("trailer-bad", 400, "RFC 9110 6.5.1", "a trailer field that is malformed or has no place there")
 TRAILER_TOO_LARGE = Rule("trailer-too-large", 431, "RFC 6585 5", "trailers beyond limit_head or limit_fields")

@@ -20,6 +20,7 @@ from urllib.parse import unquote_to_bytes
 import httptools
 
 from sharedcluster.http import policy
+from sharedcluster.http.forwarded import AllowList, Forwarding
 from sharedcluster.http.policy import Refused
 from sharedcluster.http.settings import Environ, HttpSettings
 
@@ -56,13 +57,20 @@ class Head:
 
 
 class HeadReader:
-    """Reads heads for all connections of one trust: `is_trusted` peers may speak of whom they forward."""
+    """Reads heads for all connections of one trust.
 
-    def __init__(self, settings: HttpSettings, *, is_trusted: bool) -> None:
+    Args:
+        settings: Limits, and which forwarding fields count.
+        allowed: Given for peers that may speak for others; without it their forwarding fields are dropped.
+    """
+
+    def __init__(self, settings: HttpSettings, allowed: AllowList | None = None) -> None:
         self._limit_head = settings.limit_head
         self._limit_line = settings.limit_line
         self._limit_fields = settings.limit_fields
-        self._is_trusted = is_trusted
+        self._forwarding = None
+        if allowed is not None:
+            self._forwarding = Forwarding(allowed, settings.forwarded_headers, self._is_host)
         self._keys: dict[str, str] = {}
         self._hosts: set[str] = set()
         self._renew()
@@ -155,7 +163,7 @@ class HeadReader:
             key = "HTTP_" + name.upper().replace("-", "_")
             if key in ("HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE"):
                 key = key[5:]
-            elif not self._is_trusted and (key in FORWARDING or key.startswith("HTTP_X_FORWARDED_")):
+            elif self._forwarding is None and (key in FORWARDING or key.startswith("HTTP_X_FORWARDED_")):
                 key = DROP
         if len(self._keys) < KNOWN_NAMES and len(name) <= 64:
             self._keys[name] = key
@@ -215,6 +223,8 @@ class HeadReader:
             if str(expect).lower() != "100-continue":
                 raise Refused(policy.EXPECT_UNKNOWN, str(expect))
             head.expects_continue = length != 0
+        if self._forwarding is not None:
+            self._forwarding.apply(environ)
         return head
 
     def _body_length(self, length: object, coding: object, is_http10: bool) -> int:

@@ -1,8 +1,8 @@
 """The process under test: the engine behind plain listening sockets, with an application that misbehaves on request.
 
 Started as `python -m tests.integration.http.served '{"settings": {...}}'`. It prints one line of JSON: the TCP port
-and the path of a unix socket of type SEQPACKET. On that one every send of the client is one read of the server, so a test
-decides exactly how a message is split, with no sleep and no luck.
+and the path of a unix socket of type SEQPACKET. On that one every send of the client is one read of the server, so a
+test decides exactly how a message is split, with no sleep and no luck.
 """
 
 from __future__ import annotations
