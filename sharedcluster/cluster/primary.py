@@ -44,6 +44,9 @@ BUSY_TICK: Final = 0.05
 HANDSHAKE_GRACE: Final = 0.25
 """Seconds between refusing newcomers and closing the listeners: the time a handshake that has begun may take."""
 
+TICKET_KEY_BYTES: Final = 80
+"""What OpenSSL takes: a name of 16 bytes, an HMAC key and an AES key of 32 each."""
+
 
 class Keeper(Protocol):
     """The primary's hold on the process that keeps a private Redis."""
@@ -61,7 +64,7 @@ class Primary:
         config: The settings.
         listeners: Bound already: what cannot be bound must fail before anything is forked.
         worker_main: A worker's entry, called in the forked child; returns the exit code.
-        mold_main: A mold's entry, likewise; used with `--preload` and with TLS.
+        mold_main: A mold's entry, likewise; used with `--preload`.
         name: The cluster's name.
         redis_url: What workers connect to, "" for none; `redis_shown` is the same without a password.
         keeper: What keeps a private Redis, if there is one: its process is a child of ours, but no worker.
@@ -91,6 +94,7 @@ class Primary:
         self._selector = selectors.DefaultSelector()
         self._signals = SignalPipe()
         self._control: ControlServer | None = None
+        self._ticket_key = os.urandom(TICKET_KEY_BYTES)
         self._closing_at: float | None = None
         self._stop_deadline: float | None = None
         self._handed_over = False
@@ -102,7 +106,7 @@ class Primary:
         self.workforce.nursery = self._make_nursery(worker_main, mold_main)
 
     def _make_nursery(self, worker_main: WorkerMain, mold_main: MoldMain) -> Direct | Molds:
-        if not (self.config.preload or self.config.certfile):
+        if not self.config.preload:
             return Direct(worker_main, self._close_in_child)
         return Molds(
             mold_main,
@@ -170,9 +174,7 @@ class Primary:
 
     # -- what forked processes get ---------------------------------------------------------------------------------
 
-    def _worker_context(
-        self, id: int, slot: int, generation: int, channel: MessageSocket, row: Row
-    ) -> WorkerContext:
+    def _worker_context(self, id: int, slot: int, generation: int, channel: MessageSocket, row: Row) -> WorkerContext:
         return WorkerContext(
             id=id,
             slot=slot,
@@ -182,6 +184,7 @@ class Primary:
             addresses=tuple(each.address for each in self.hand_off.listeners),
             redis_url=self._redis_url,
             row=row,
+            ticket_key=self._ticket_key,
             listener_fds=self.hand_off.shared_fds,
         )
 
@@ -193,6 +196,7 @@ class Primary:
             addresses=tuple(each.address for each in self.hand_off.listeners),
             redis_url=self._redis_url,
             board=self.workforce.board,
+            ticket_key=self._ticket_key,
             listener_fds=self.hand_off.shared_fds,
         )
 

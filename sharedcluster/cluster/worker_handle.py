@@ -107,9 +107,7 @@ class WorkerHandle:
 
     def is_free(self, now: int) -> bool:
         """Whether it owes nothing and its loop is not standing still (`now` is `time.monotonic_ns()`)."""
-        return (
-            not self.unacknowledged and self.state is WorkerState.LISTENING and not self.row.stands_still(now)
-        )
+        return not self.unacknowledged and self.state is WorkerState.LISTENING and not self.row.stands_still(now)
 
     def hand_off(self, connection: Connection) -> bool:
         """Send a connection to the worker and keep it as un-acknowledged.

@@ -116,9 +116,7 @@ class Workforce:
         if not self.is_leaving:
             self._recycle(workers, now)
             self._rebalance(workers, now)
-        actions = supervision.reconcile(
-            self.desired, workers, self._crashes, now, ever_listened=self._ever_listened
-        )
+        actions = supervision.reconcile(self.desired, workers, self._crashes, now, ever_listened=self._ever_listened)
         for action in actions:
             self._ACTIONS[type(action)](self, action)
         self._look_if_ready(now)
@@ -179,7 +177,7 @@ class Workforce:
             restarts=self._restarts.get(action.slot, 0),
         )  # fmt: skip
         self.workers[worker.id] = worker
-        self._selector.register(ours, selectors.EVENT_READ, lambda _mask: self._read(worker))
+        self._selector.register(ours, selectors.EVENT_READ, lambda _mask: self._on_readable(worker))
         self._events.emit(events.FORK, worker)
 
     def forked(self, id: int, pid: int) -> None:
@@ -314,6 +312,11 @@ class Workforce:
     def reopen_logs(self) -> None:
         """Have the workers open their log files anew."""
         self.tell_all(ReopenLogs())
+
+    def _on_readable(self, worker: WorkerHandle) -> None:
+        # In the same turn, before this event's, the worker may have been reaped and its channel closed.
+        if worker.id in self.workers:
+            self._read(worker)
 
     def _read(self, worker: WorkerHandle) -> None:
         for _ in range(MESSAGES_PER_TURN):

@@ -168,16 +168,17 @@ class Server:
         """All counters at once, for a heartbeat."""
         return self.counters.picture(len(self._connections))
 
-    def release_idle(self) -> list[ReleasedConnection]:
+    def release_idle(self, most: int | None = None) -> list[ReleasedConnection]:
         """Let go of the connections that are between two requests, and return them; nothing of them is closed."""
-        released = [connection.release() for connection in list(self._connections) if connection.is_releasable]
+        idle = [connection for connection in self._connections if connection.is_releasable]
+        released = [connection.release() for connection in idle[:most]]
         self._check_drained()
         return released
 
-    def release_when_idle(self, take: Callable[[ReleasedConnection], None]) -> None:
+    def release_when_idle(self, take: Callable[[ReleasedConnection], None] | None) -> None:
         """From now on give each connection that falls idle to `take`, in the hub or in a request's greenlet.
 
-        With this a drain closes none: it needs no `Connection: close` while there is somebody to take them.
+        None ends it. With this a drain closes none: it needs no `Connection: close` while there is somebody to take them.
         """
         self.on_idle = take
 
