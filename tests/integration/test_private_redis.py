@@ -183,10 +183,15 @@ def test_it_holds_no_port_open(start: StartFunction) -> None:
     """The keeper closes the listeners it inherited: the port is free after the primary."""
     starter = start()
     starter.kill()
+
+    def can_be_bound() -> bool:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", starter.facts["port"]))
+            return True
+
+    wait_until(can_be_bound, "the worker has closed its copy, and the port is free")
     assert is_alive(starter.keeper)
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", starter.facts["port"]))
 
 
 def test_stop_ends_it_at_once(start: StartFunction) -> None:
