@@ -49,13 +49,15 @@ class Cluster:
         cwd: Path = ROOT,
         prefix: tuple[str, ...] = (),
         bind: tuple[str, ...] = ("--port", "0"),
+        python: bool = True,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="sc-test-"))
         self.runtime = self.folder / "run"
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("SHAREDCLUSTER_", "REDIS_"))}
         self.env |= {"SHAREDCLUSTER_RUNTIME_DIR": str(self.runtime), "PYTHONUNBUFFERED": "1", **(env or {})}
         self.env.setdefault("PYTHONPATH", str(ROOT))
-        self.command = [*prefix, sys.executable, "-m", "sharedcluster", "run", app, *bind, *options]
+        interpreter = [sys.executable] if python else []
+        self.command = [*prefix, *interpreter, "-m", "sharedcluster", "run", app, *bind, *options]
         self.cwd = cwd
         self.log = self.folder / "log"
         self.process: subprocess.Popen[bytes] | None = None

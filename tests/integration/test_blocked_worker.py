@@ -45,7 +45,7 @@ def test_the_others_answer_and_the_unread_ones_survive_a_kill(start_cluster: Sta
 
 
 def test_the_last_worker_is_killed_with_a_queue(start_cluster: StartCluster) -> None:
-    """One blocked worker, ten connections waiting: after kill -9 its replacement answers all, the port never refuses."""
+    """One blocked worker, ten waiting: after kill -9 its replacement answers all, the port never refuses."""
     cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none")
     with ThreadPoolExecutor(16) as pool:
         pid = blocked_worker(cluster, pool)
