@@ -262,6 +262,19 @@ def test_a_killed_keeper_takes_the_server_along_and_is_replaced(start: StartFunc
     [starter.keeper] = [child for child in psutil.Process(starter.process.pid).children() if child != starter.worker]
 
 
+def test_the_folder_of_a_cluster_that_was_killed_whole_is_swept(start: StartFunction) -> None:
+    """`kill -9` of every process at once leaves a folder; the next start removes it, and no folder of a living one."""
+    dead, living = start(), start()
+    for process in (dead.keeper, dead.worker, psutil.Process(dead.process.pid)):
+        process.kill()
+    dead.process.wait()
+    wait_until(lambda: not is_alive(dead.keeper), "all are dead")
+    assert dead.folder.exists()
+    start()
+    assert not dead.folder.exists()
+    assert living.answers()
+
+
 def test_a_program_of_the_app_does_not_hold_the_lifeline(start: StartFunction) -> None:
     """What a worker executes and leaves behind (a daemon, say) does not keep the server alive."""
     starter = start(LEAVE_BEHIND="sleep")
