@@ -157,7 +157,7 @@ class Primary:
 
     def _tick(self) -> float:
         """How long the loop may sleep when nothing happens."""
-        restless = self.is_stopping or self.workforce.is_restless or self.hand_off.is_paused
+        restless = self.is_stopping or self.workforce.is_restless or self.hand_off.is_waiting
         longest = min(IDLE_TICK, self.notifier.interval or IDLE_TICK)
         return BUSY_TICK if restless else longest
 
