@@ -24,7 +24,7 @@ class NotRunningError(UserError):
 def sockets(folder: Path | None = None) -> list[Path]:
     """The control sockets in the runtime folder, those of dead primaries among them."""
     folder = folder or runtime_folder()
-    return sorted(folder.glob("*.sock")) if folder.is_dir() else []
+    return sorted(folder.glob("*.sock"), key=lambda path: path.stem) if folder.is_dir() else []
 
 
 def find(name: str = "", control: str = "") -> Path:

@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
+from tests.cluster_process import ROOT, Cluster
 from tests.redis_process import free_port
 from tests.waiting import wait_until
 
-ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.redis.yml"
 DRAIN_DEADLINE = 30  # the default of --graceful-timeout
 
@@ -128,66 +127,39 @@ def test_what_the_image_is_built_from_is_let_in(dockerfile: Dockerfile) -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
-class Container:
-    """The web service without a container: same command, same environment, another Redis and a free port."""
-
-    def __init__(self, dockerfile: Dockerfile, redis_url: str) -> None:
-        web = read_compose({"SECRET_KEY": "a key of this test"})["web"]
-        self.port = free_port()
-        bind = dockerfile.environment["SHAREDCLUSTER_BIND"].rpartition(":")[0] + f":{self.port}"
-        self.environ = dockerfile.environment | web["environment"]
-        self.environ |= {"REDIS_URL": redis_url, "SHAREDCLUSTER_BIND": bind, "SHAREDCLUSTER_WORKERS": "2"}
-        self.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        command = [*dockerfile.exec_form("ENTRYPOINT"), *web["command"]]
-        self.process = subprocess.Popen(command, env=self.environ, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-    def ask(self, method: str, path: str) -> bytes:
-        """One request on a connection of its own; it has to be answered 200."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        try:
-            connection.request(method, path)
-            response = connection.getresponse()
-            assert response.status == 200
-            return response.read()
-        finally:
-            connection.close()
-
-    def close(self) -> None:
-        """End what is left of it."""
-        if self.process.poll() is None:
-            for child in psutil.Process(self.process.pid).children(recursive=True):
-                child.kill()
-            self.process.kill()
-        self.process.communicate()
-
-
 @pytest.fixture
-def container(dockerfile: Dockerfile, redis_url: str) -> Iterator[Container]:
-    """The running service."""
-    running = Container(dockerfile, redis_url)
+def service(dockerfile: Dockerfile, redis_url: str) -> Iterator[Cluster]:
+    """The web service without a container: the same command and environment, another Redis and a free port."""
+    web = read_compose({"SECRET_KEY": "a key of this test"})["web"]
+    host, _, usual_port = dockerfile.environment["SHAREDCLUSTER_BIND"].rpartition(":")
+    assert web["ports"][0].endswith(f":{usual_port}")
+    cluster = Cluster(env=dockerfile.environment | web["environment"])
+    cluster.env |= {"REDIS_URL": redis_url, "SHAREDCLUSTER_BIND": f"{host}:{free_port()}"}
+    cluster.env |= {"SHAREDCLUSTER_WORKERS": "2", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    cluster.command = [*dockerfile.exec_form("ENTRYPOINT"), *web["command"]]
     try:
-        wait_until(lambda: running.process.poll() is not None or running.ask("GET", "/healthz"), "the service answers")
-        assert running.process.poll() is None, running.process.communicate()[1]
-        yield running
+        yield cluster.start()
     finally:
-        running.close()
+        cluster.close()
 
 
-def test_the_service_drains_on_term(container: Container, dockerfile: Dockerfile) -> None:
-    """Its health check passes; TERM while 20 requests run: all are answered 200, exit code 0, no process is left."""
-    checked = subprocess.run(dockerfile.exec_form("HEALTHCHECK"), env=container.environ, check=False)
+def test_the_service_drains_on_term(service: Cluster, dockerfile: Dockerfile) -> None:
+    """Its health check passes; TERM while 20 requests run: all are answered 200, exit code 0, nothing is left."""
+    checked = subprocess.run(dockerfile.exec_form("HEALTHCHECK"), env=service.env, check=False)
     assert checked.returncode == 0
-    cluster = psutil.Process(container.process.pid)
-    family = [cluster, *cluster.children(recursive=True)]
-    clients = [socket.create_connection(("127.0.0.1", container.port), timeout=20) for _ in range(20)]
+    assert service.post("/counter").status == 200
+    wait_until(lambda: service.status()["redis"]["state"] == "ok", "the heartbeats tell that Redis is in use")
+    clients = [socket.create_connection(("127.0.0.1", service.port), timeout=20) for _ in range(20)]
     for client in clients:  # one computes for half a second, the others wait for it
         client.sendall(b"GET /cached HTTP/1.1\r\nHost: test\r\n\r\n")
-    container.process.send_signal(signal.SIGTERM)
+    service.note_processes()
+    service.signal(signal.SIGTERM)
     answers = [read_answer(client) for client in clients]
     assert {status for status, _ in answers} == {200}
     assert len({body for _, body in answers}) == 1
-    assert container.process.wait(timeout=20) == 0
-    assert psutil.wait_procs(family, timeout=5)[1] == []
+    assert service.wait() == 0
+    assert service.left_over() == []
+    assert list(service.runtime.glob("*")) == []
 
 
 def read_answer(client: socket.socket) -> tuple[int, bytes]:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
 
-from tests.redis_process import find_redis_server, free_port
-from tests.waiting import wait_until
+from tests.cluster_process import Cluster
+from tests.redis_process import find_redis_server
 
 WORKERS = 3
 BROWSER_OPTIONS = [
@@ -34,69 +26,16 @@ BROWSER_OPTIONS = [
 ]
 
 
-class Demo:
-    """`sharedcluster run demo_app` on a free port, with a runtime folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.url = f"http://127.0.0.1:{free_port()}/"
-        bind = self.url.removeprefix("http://").rstrip("/")
-        command = [sys.executable, "-m", "sharedcluster", "run", "demo_app", "--bind", bind, "--workers", str(WORKERS)]
-        environ = os.environ | {"XDG_RUNTIME_DIR": str(folder), "REDIS_URL": "", "SECRET_KEY": "a key of this test"}
-        self.process = subprocess.Popen(
-            command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-
-    def is_up(self) -> bool:
-        """True when it answers; fails with its last words when it ended instead."""
-        if self.process.poll() is not None:
-            pytest.fail(self.process.communicate()[1])
-        with urllib.request.urlopen(self.url + "healthz", timeout=5) as answer:
-            return bool(answer.status == 200)
-
-    def ask(self, path: str, **form: str) -> dict[str, Any]:
-        """One request from outside of the browser, on a new connection."""
-        data = urllib.parse.urlencode(form).encode() if form else None
-        with urllib.request.urlopen(self.url + path, data, timeout=10) as answer:
-            content: dict[str, Any] = json.load(answer)
-            return content
-
-    def worker_pids(self) -> set[int]:
-        """The processes that answer; each new connection goes to the next one."""
-        pids: set[int] = set()
-
-        def all_seen() -> bool:
-            pids.add(self.ask("whoami")["pid"])
-            return len(pids) == WORKERS
-
-        wait_until(all_seen, "every worker has answered")
-        return pids
-
-    def close(self) -> None:
-        """Drain and stop; the exit code says whether that went well."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.terminate()
-        try:
-            words = self.process.communicate(timeout=40)[1]
-        except subprocess.TimeoutExpired:
-            for process in family:
-                process.kill()
-            self.process.kill()
-            words = self.process.communicate()[1]
-        assert self.process.returncode == 0, words
-
-
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Demo]:
-    """One cluster for the tests of the page."""
+def demo() -> Iterator[Cluster]:
+    """One cluster, with a private Redis, for the tests of the page."""
     find_redis_server()
-    folder = Path(tempfile.mkdtemp(prefix="sc-page-"))
-    running = Demo(folder)
+    cluster = Cluster("demo_app", "-w", str(WORKERS), env={"SECRET_KEY": "a key of this test"})
     try:
-        wait_until(running.is_up, "the demo answers", deadline=20)
-        yield running
+        yield cluster.start()
+        assert cluster.stop() == 0, cluster.output()
     finally:
-        running.close()
-        shutil.rmtree(folder)
+        cluster.close()
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +96,13 @@ VisitFunction = Callable[..., Visitor]
 
 
 @pytest.fixture
-def visit(browser: Browser, demo: Demo) -> Iterator[VisitFunction]:
+def visit(browser: Browser, demo: Cluster) -> Iterator[VisitFunction]:
     """Open the page in a new profile; at the end no visitor may have noticed an error."""
     visitors: list[Visitor] = []
+    url = f"http://127.0.0.1:{demo.port}/"
 
     def open_page(**options: Any) -> Visitor:
-        visitors.append(Visitor(browser.new_context(**options), demo.url))
+        visitors.append(Visitor(browser.new_context(**options), url))
         return visitors[-1]
 
     yield open_page
@@ -238,14 +178,15 @@ def test_the_cached_value_is_the_same_for_everybody(visit: VisitFunction) -> Non
     assert readings[0] == readings[1]
 
 
-def test_the_page_reconnects_when_all_workers_are_killed(visit: VisitFunction, demo: Demo) -> None:
+def test_the_page_reconnects_when_all_workers_are_killed(visit: VisitFunction, demo: Cluster) -> None:
     """`kill -9` of every worker: the stream comes back by itself, and what was said meanwhile arrives once."""
     visitor = visit()
     visitor.write("before the crash")
     visitor.sees("before the crash")
-    for pid in demo.worker_pids():
-        os.kill(pid, signal.SIGKILL)
-    demo.ask("broadcast", text="while it was away")
+    for worker in demo.workers():
+        os.kill(worker["pid"], signal.SIGKILL)
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert demo.post("/broadcast", body=b"text=while+it+was+away", headers=form).status == 200
     visitor.sees("while it was away")
     visitor.wait_until_live()
     visitor.write("after the crash")
@@ -263,12 +204,9 @@ def test_the_page_fits_a_narrow_screen(visit: VisitFunction, scheme: str) -> Non
     assert visitor.page.evaluate("[...document.querySelectorAll('input')].every((field) => field.labels.length === 1)")
 
 
-def test_the_page_needs_no_inline_code(demo: Demo) -> None:
+def test_the_page_needs_no_inline_code(demo: Cluster) -> None:
     """The policy the page is served with forbids scripts and styles from anywhere but the app's own files."""
-    with urllib.request.urlopen(demo.url, timeout=10) as answer:
-        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
-        page = answer.read().decode()
-    assert "style=" not in page
-    assert "<script>" not in page
-    assert "http://" not in page
-    assert "https://" not in page
+    answer = demo.get("/")
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    for inline in (b"style=", b"<script>", b"onclick", b"http://", b"https://"):
+        assert inline not in answer.body

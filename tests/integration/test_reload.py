@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,11 @@ class KeepAliveClient(threading.Thread):
         self.connection.close()
 
 
+def all_went_on(clients: list[KeepAliveClient], seen: list[int]) -> bool:
+    """Whether each client has had ten more answers than it had."""
+    return all(len(c.answers) > n + 10 for c, n in zip(clients, seen, strict=True))
+
+
 def test_new_code_serves_and_no_connection_is_closed(changing: Cluster, tmp_path: Path) -> None:
     """Three reloads under eight strict keep-alive clients: no error, no connection closed, new code answers."""
     clients = [KeepAliveClient(changing.port) for _ in range(8)]
@@ -68,10 +74,7 @@ def test_new_code_serves_and_no_connection_is_closed(changing: Cluster, tmp_path
         result = changing.cli("reload")
         assert result.returncode == 0, result.stderr
         seen = [len(c.answers) for c in clients]
-        wait_until(
-            lambda seen=seen: all(len(c.answers) > n + 10 for c, n in zip(clients, seen, strict=True)),
-            "all clients are served by the new generation",
-        )
+        wait_until(partial(all_went_on, clients, seen), "all clients are served by the new generation")
         assert changing.get("/").body == version.encode()
         wait_until(lambda: len(changing.workers()) == 2, "the old generation is gone")
     for each in clients:

@@ -67,9 +67,9 @@ def test_two_clusters_of_one_app_have_two_names(start_cluster: StartCluster) -> 
     """A second run gets a name with a number; without a name the commands ask which one is meant."""
     first = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none")
     second = start_cluster(
-        "tests.apps.plain:app", "-w", "1", "--redis", "none", env={"SHAREDCLUSTER_RUNTIME_DIR": str(first.runtime)}
-    )
-    second.runtime = first.runtime
+        "tests.apps.plain:app", "-w", "1", "--redis", "none", ready=False,
+        env={"SHAREDCLUSTER_RUNTIME_DIR": str(first.runtime)},
+    )  # fmt: skip
     wait_until(lambda: len(list(first.runtime.glob("*.sock"))) == 2, "both answer")
     asked = first.cli("status")
     assert asked.returncode == 2
