@@ -74,12 +74,14 @@ def _check_file(path: str, env_name: str, options: dict[str, Any]) -> int:
 
     options.pop("config_file", None)
     worst = 0
-    for spec in ecosystem.read(Path(path), default_name).specs(os.environ, env_name=env_name, given=given(options)):
+    file = ecosystem.read(Path(path), default_name)
+    for spec in file.specs(dict(os.environ), env_name=env_name, given=given(options)):
         click.echo(f"{spec.name}")
-        program = f"from sharedcluster.cli import serving; raise SystemExit(serving.check_spec({spec.as_json()!r}))"
+        program = "from sharedcluster.cli import serving; raise SystemExit(serving.check_spec())"
+        # By its standard input: the environment of an application holds secrets, and a command line is public.
         done = subprocess.run(
-            [sys.executable, "-c", program], cwd=spec.cwd, env=spec.variables, capture_output=True, text=True,
-            check=False,
+            [sys.executable, "-c", program], cwd=spec.cwd, env=spec.variables, input=json.dumps(spec.as_json()),
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
         for line in (done.stdout + done.stderr).splitlines():
             click.echo(f"  {line}")
@@ -87,8 +89,10 @@ def _check_file(path: str, env_name: str, options: dict[str, Any]) -> int:
     return worst
 
 
-def check_spec(values: dict[str, Any]) -> int:
-    """Check one application of a file, in its own process; returns the exit code."""
+def check_spec() -> int:
+    """Check the application of a file that standard input describes, in its own process; returns the exit code."""
+    import sys
+
     from sharedcluster.cli import show_error
     from sharedcluster.errors import UserError
     from sharedcluster.operating.records import logs_folder
@@ -96,7 +100,7 @@ def check_spec(values: dict[str, Any]) -> int:
     from sharedcluster.starting import check_only
 
     try:
-        for line in check_only(AppSpec.from_json(values).resolve(logs_folder())):
+        for line in check_only(AppSpec.from_json(json.load(sys.stdin)).resolve(logs_folder())):
             click.echo(line)
     except UserError as error:
         show_error(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from sharedcluster.operating import records
 from sharedcluster.operating.records import ProcessId, Record, State
 from sharedcluster.operating.spec import AppSpec
 
+START_PATIENCE: Final = 180.0
+"""Seconds after which a command does not wait for a start any more; workers that hang are replaced long before."""
+_STILL_STARTING: Final = b'{"ok": false, "error": "It is still starting: sharedcluster list", "exit_code": 1}'
 STOP_MARGIN: Final = 10.0
 """Seconds a cluster may take beyond its drain deadline before it is killed."""
 
@@ -98,7 +102,8 @@ def _plain(state: State) -> dict[str, Any]:
 
 def _await(outcome: int, attendant: subprocess.Popen[bytes]) -> Mapping[str, Any]:
     with open(outcome, "rb") as pipe:
-        line = pipe.readline()
+        ready, _, _ = select.select([pipe], [], [], START_PATIENCE)
+        line = pipe.readline() if ready else _STILL_STARTING
     if line:
         attendant.returncode = 0  # it outlives us, and is reaped by whoever adopts it
         reply: Mapping[str, Any] = json.loads(line)

@@ -45,7 +45,7 @@ class Report:
         """Tell what the attendant wants to know of a cluster."""
         path = primary.config.control or str(runtime_folder() / f"{primary.name}.sock")
         self.say(control=os.path.abspath(path))
-        primary.events.on(events.READY, lambda _seconds, workers: self.say(ready=workers))
+        primary.events.on(events.READY, lambda *facts: self.say(ready=facts[-1]))
         primary.events.on(events.EXIT, self._ended)
 
     def _ended(self, worker: WorkerHandle, reason: ExitReason) -> None:
