@@ -47,8 +47,6 @@ IDLE, HEAD, BODY, SERVING, TAKEN, LINGERING, CLOSED = range(7)
 LINGER_TIME = 2.0
 """Seconds a client may go on sending after it was refused."""
 LINGER_BYTES = 4 << 20
-DRAIN_BODY = 65536
-"""Unread bytes of a body that are read and dropped to keep a connection; beyond it the connection closes."""
 
 
 class Connection(Transport):
@@ -324,13 +322,6 @@ class Connection(Transport):
             self.expiry = NEVER
         self._exchange = exchange = Exchange(self, head, body)
         server.greenlets.start(exchange)
-
-    def can_live_on(self, body: Any) -> bool:
-        """Whether the connection can serve another request after this one, as far as its body goes."""
-        if type(body) is not BodyStream:
-            return True
-        unread = body.unread
-        return unread is not None and unread <= DRAIN_BODY and body.failure is None
 
     def finish(self, exchange: Exchange) -> None:
         """The exchange is over (called in its greenlet): be idle again, or end."""

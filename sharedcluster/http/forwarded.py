@@ -25,6 +25,14 @@ KINDS = ("for", "proto", "host", "port", "prefix", "forwarded")
 SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 ELEMENT = re.compile(r'([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)=("(?:[^"\\]|\\.)*"|[^\s;,"]*)')
 REMEMBERED = 1024
+FIELDS = (
+    "HTTP_X_FORWARDED_FOR",
+    "HTTP_X_FORWARDED_PROTO",
+    "HTTP_X_FORWARDED_HOST",
+    "HTTP_X_FORWARDED_PORT",
+    "HTTP_X_FORWARDED_PREFIX",
+    "HTTP_FORWARDED",
+)
 
 
 class AllowList:
@@ -92,6 +100,8 @@ class Forwarding:
         Raises:
             Refused: The fields are malformed or contradict each other.
         """
+        if not any(key in environ for key in FIELDS):
+            return
         words = self._rfc7239(environ) if "forwarded" in self._kinds else self._x_forwarded(environ)
         chain, scheme, host, port, prefix = words
         client = self._client(chain)
