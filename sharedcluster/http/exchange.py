@@ -76,6 +76,7 @@ class Exchange:
         "input",
         "is_over",
         "is_winding_up",
+        "keep_alive",
         "left",
         "request_id",
         "response",
@@ -183,24 +184,31 @@ class Exchange:
             self._write(data)
 
     def _start(self, body_length: int) -> ResponseHead:
-        """Frame the head. It is sent together with the first piece of the body."""
-        if self._status is None:
+        """Frame the head. It is sent together with the first piece of the body.
+
+        A client that asks the same again mostly gets the same head again: the request's `Head` keeps the last one with
+        what it was made of.
+        """
+        status = self._status
+        if status is None:
             raise BadResponseError("the application returned without calling start_response")
         server = self.connection.server
+        standing = server.standing
         head = self.head
-        response = frame(
-            self._status,
-            self._fields,
-            server.standing if self.request_id is None else f"{server.standing}X-Request-ID: {self.request_id}\r\n",
-            head.keep_alive
-            and not server.is_draining
-            and (type(self.input) is not BodyStream or self.input.is_nearly_read),
-            head.is_head,
-            head.is_http10,
-            body_length,
-        )
+        keep_alive = head.keep_alive and not server.is_draining
+        if type(self.input) is BodyStream:
+            keep_alive = keep_alive and self.input.is_nearly_read
+        if self.request_id is not None:
+            standing = f"{standing}X-Request-ID: {self.request_id}\r\n"
+        source = (status, self._fields, standing, keep_alive, body_length)
+        response = head.last_response
+        if response is None or response.source != source:
+            response = frame(status, self._fields, standing, keep_alive, head.is_head, head.is_http10, body_length)
+            response.source = (status, list(self._fields), standing, keep_alive, body_length)
+            head.last_response = response
         self.response = response
         self.left = response.length
+        self.keep_alive = response.keep_alive
         self._sent_head = False
         return response
 
@@ -231,8 +239,7 @@ class Exchange:
     def _cut(self, data: bytes) -> bytes:
         """More body than Content-Length: what is beyond would be read as the next response, so it is not sent."""
         log.error("%s: the body is longer than its Content-Length; cut", self.describe())
-        if self.response is not None:
-            self.response.keep_alive = False
+        self.keep_alive = False
         return data[: self.left]
 
     def _finish_body(self) -> None:
@@ -245,7 +252,7 @@ class Exchange:
             self.connection.send(data)
         if response.has_body and self.left > 0:
             log.error("%s: the body is %d bytes shorter than its Content-Length", self.describe(), self.left)
-            response.keep_alive = False
+            self.keep_alive = False
 
     def _send_file(self, wrapper: FileWrapper) -> None:
         """Send a file: by the kernel where it is a regular one and nothing encrypts, by reading elsewhere."""
@@ -304,7 +311,7 @@ class Exchange:
         """RequestEnded has come through the application."""
         self.is_over = True
         if self.is_winding_up and self.response is not None:
-            self.response.keep_alive = False
+            self.keep_alive = False
             try:
                 self._finish_body()
             except ClientGone:

@@ -9,7 +9,7 @@ Laws:
 - One parser serves all connections, because it is fed whole heads only and never waits inside one. After any head that
   could leave it within a body, closed or upgraded, it is thrown away.
 - Nothing here waits, reads a clock or touches a socket.
-- A `Head` is never changed: a client that sends the same bytes again on its connection is served from the same `Head`.
+- What a `Head` says is never changed: a client that sends the same bytes again on its connection is served from it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import httptools
 from sharedcluster.http import policy
 from sharedcluster.http.forwarded import AllowList, Forwarding
 from sharedcluster.http.policy import Refused
+from sharedcluster.http.response import ResponseHead
 from sharedcluster.http.settings import Environ, HttpSettings
 
 DROP = ""
@@ -44,7 +45,16 @@ KNOWN_NAMES = 512
 class Head:
     """What the engine must know of a request: its environ (a template, to be copied) and its framing."""
 
-    __slots__ = ("environ", "expects_continue", "is_head", "is_http10", "keep_alive", "length", "upgrade")
+    __slots__ = (
+        "environ",
+        "expects_continue",
+        "is_head",
+        "is_http10",
+        "keep_alive",
+        "last_response",
+        "length",
+        "upgrade",
+    )
 
     def __init__(self, environ: Environ, length: int) -> None:
         self.environ = environ
@@ -54,6 +64,7 @@ class Head:
         self.keep_alive = True
         self.expects_continue = False
         self.upgrade = False
+        self.last_response: ResponseHead | None = None
 
 
 class HeadReader:

@@ -41,13 +41,13 @@ class BadResponseError(SharedClusterError):
 
 
 class ResponseHead:
-    """The bytes of a head and what they promise about the body.
+    """The bytes of a head and what they promise about the body. Never changed, so that equal responses share one.
 
     `length` is the number of body bytes that must follow, or UNKNOWN_LENGTH; `chunked` says how those are framed;
-    `has_body` is false for HEAD, 1xx, 204 and 304.
+    `has_body` is false for HEAD, 1xx, 204 and 304; `source` is what it was made of.
     """
 
-    __slots__ = ("chunked", "code", "data", "has_body", "keep_alive", "length")
+    __slots__ = ("chunked", "code", "data", "has_body", "keep_alive", "length", "source")
 
     def __init__(self, data: bytes, code: int, length: int, chunked: bool, has_body: bool, keep_alive: bool) -> None:
         self.data = data
@@ -56,6 +56,7 @@ class ResponseHead:
         self.chunked = chunked
         self.has_body = has_body
         self.keep_alive = keep_alive
+        self.source: tuple[object, ...] = ()
 
 
 class Special:
