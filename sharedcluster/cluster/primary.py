@@ -343,6 +343,11 @@ class Primary:
     # -- what others ask -------------------------------------------------------------------------------------------
 
     @property
+    def was_handed_over(self) -> bool:
+        """Whether another primary serves in this one's place."""
+        return self._handed_over
+
+    @property
     def is_stopping(self) -> bool:
         """Whether it is on its way out."""
         return self._closing_at is not None
