@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from sharedcluster.errors import Bug, StateUnavailableError
 from sharedcluster.state.connection import Address, Command, GroupCommit, ReplyError, Wire
 from sharedcluster.state.settings import StateSettings
 from tests.redis_process import RedisProcess
+from tests.state.link import Link
 from tests.waiting import wait_until
 
 
@@ -284,52 +284,15 @@ def test_a_server_that_restarted_while_we_were_idle_is_not_noticed(own_redis: Re
 def test_a_command_that_may_not_be_repeated_is_not(redis_url: str, namespace: str) -> None:
     """The link breaks after the command was sent: INCR is reported as unknown, never sent a second time."""
     settings = StateSettings()
-    with LossyProxy(redis_url) as proxy:
+    with Link(redis_url) as proxy:
         commit = GroupCommit(Address(proxy.url, settings), settings)
         commit.call("PING")
-        proxy.drop_replies = True
+        proxy.mode = "cut replies"
         with pytest.raises(StateUnavailableError):
             commit.call("INCR", f"{namespace}:n")
-        proxy.drop_replies = False
+        proxy.mode = "forward"
         assert commit.call("GET", f"{namespace}:n") == b"1"
         commit.close()
-
-
-class LossyProxy:
-    """A TCP link to Redis that can deliver commands and cut the connection instead of the reply."""
-
-    def __init__(self, url: str) -> None:
-        self._target = ("127.0.0.1", int(url.rpartition(":")[2].partition("/")[0]))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
-        self.drop_replies = False
-
-    def __enter__(self) -> LossyProxy:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client, socket.create_connection(self._target) as server:
-            try:
-                while data := client.recv(65536):
-                    server.sendall(data)
-                    reply = server.recv(65536)
-                    if self.drop_replies:
-                        return
-                    client.sendall(reply)
-            except OSError:
-                return
 
 
 def test_scripts_are_sent_once_and_survive_a_flush(commit: GroupCommit, namespace: str) -> None:
