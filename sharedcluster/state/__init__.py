@@ -6,6 +6,7 @@ in it hangs on two connections, the data connection (`connection.GroupCommit`) a
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -15,9 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sharedcluster.errors import Bug
+from sharedcluster.errors import Bug, RedisNeededError
 from sharedcluster.state.broadcast import Broadcast
 from sharedcluster.state.cache import Cache
+from sharedcluster.state.checks import check_server
 from sharedcluster.state.codec import make_codec
 from sharedcluster.state.connection import Address, GroupCommit
 from sharedcluster.state.leases import LeaseKeeper
@@ -29,6 +31,8 @@ from sharedcluster.state.settings import StateSettings
 from sharedcluster.state.subscriber import Subscriber
 
 __all__ = ["SharedState", "StateFacts", "StateSettings", "live_states"]
+
+log = logging.getLogger("sharedcluster.state")
 
 _LIVE: weakref.WeakSet[SharedState] = weakref.WeakSet()
 
@@ -118,7 +122,20 @@ class SharedState:
             if not self._is_started:
                 self._is_started = True
                 _LIVE.add(self)
+                self.subscriber.on_first_pulse.append(self._report_check)
                 self.subscriber.start()
+
+    def check(self) -> list[str]:
+        """See `checks.check_server`: warnings, or RedisNeededError."""
+        return check_server(self.address, self.namespace)
+
+    def _report_check(self) -> None:
+        """Once, in the background: what is wrong is logged in words, while requests get their 503."""
+        try:
+            for warning in self.check():
+                log.warning("%s", warning)
+        except RedisNeededError as error:
+            log.error("%s", error)  # noqa: TRY400 - the text says it all, a traceback would only hide it
 
     def drain(self) -> None:
         """The worker ends soon: streams are closed so that they resume elsewhere; sessions and cache go on working."""

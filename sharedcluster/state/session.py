@@ -50,9 +50,9 @@ class SessionLoader:
     codec: Codec
 
     def load(
-        self, read_cookie: Callable[[], Cookie | None], idle: float
+        self, read_cookie: Callable[[], Cookie | None], idle: float, *, fresh: bool = False
     ) -> tuple[Cookie | None, SessionRecord | None]:
-        """The cookie, if there is a valid one, and what Redis holds for it."""
+        """The cookie, if there is a valid one, and what Redis holds for it; `fresh` passes by this worker's memory."""
         raise NotImplementedError
 
 
@@ -207,6 +207,14 @@ class Session(MutableMapping[str, Any]):
         if self._record is not None:
             self._stored = dict(self._record.fields)
         self._is_loaded = True
+
+    def reload(self) -> None:
+        """Look again at what is stored, passing by this worker's memory. Only before anything was changed."""
+        if not self.modified and self._cookie is not None:
+            cookie = self._cookie
+            _, self._record = self._loader.load(lambda: cookie, self.idle, fresh=True)
+            self._stored = dict(self._record.fields) if self._record is not None else {}
+            self._values.clear()
 
     def delta(self) -> SessionDelta:
         """What is different from what was loaded.

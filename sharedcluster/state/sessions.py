@@ -110,7 +110,7 @@ class SessionStore(SessionLoader):
     # -- loading ---------------------------------------------------------------------------------------------------
 
     def load(
-        self, read_cookie: Callable[[], Cookie | None], idle: float
+        self, read_cookie: Callable[[], Cookie | None], idle: float, *, fresh: bool = False
     ) -> tuple[Cookie | None, SessionRecord | None]:
         """See `SessionLoader`. From memory if that is at least as new as the cookie, else from Redis."""
         cookie = read_cookie()
@@ -120,7 +120,7 @@ class SessionStore(SessionLoader):
         entry = self._near.get(name)
         # A cookie as old as the idle time may belong to a session that has ended by itself, which sends no message.
         is_live = _now_ms() < cookie.issued + idle * 1000
-        if entry is not None and is_live and entry.value.version >= cookie.version:
+        if entry is not None and is_live and not fresh and entry.value.version >= cookie.version:
             self._counts["session_near_hits"] += 1
             self._near.note_use(name)
             return cookie, entry.value

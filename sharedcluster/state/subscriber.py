@@ -46,7 +46,7 @@ class Subscriber:
 
     def __init__(self, address: Address, commit: GroupCommit, namespace: str, settings: StateSettings) -> None:
         self.on_gap: list[Callable[[], None]] = []
-        self.on_pulse: list[Callable[[], None]] = []  # run about once per heartbeat interval, in the pulse's thread
+        self.on_first_pulse: list[Callable[[], None]] = []  # run once, in the pulse's thread
         self.gaps = 0
         self.messages = 0
         self.beats = 0  # commands the pulse has sent
@@ -115,6 +115,8 @@ class Subscriber:
         """Publish heartbeats; also what keeps probing Redis while no request does."""
         # Many workers start at the same moment; they need not all knock at the same moment.
         self._stop.wait(random.uniform(0, 0.05))
+        for hook in self.on_first_pulse:
+            hook()
         while not self._stop.is_set():
             # After a gap the near caches are of no use until the first proof, so it is asked for more often.
             pause = self._settings.heartbeat_interval if self.is_trusted() else 0.1
@@ -124,11 +126,6 @@ class Subscriber:
                     self._commit.call("PUBLISH", self._heartbeat_channel, repr(time.monotonic()), idempotent=True)
                 else:
                     self._commit.call("PING", idempotent=True)
-            for hook in self.on_pulse:
-                try:
-                    hook()
-                except Exception:
-                    log.exception("a periodic task of the shared state failed")
             self._stop.wait(pause * random.uniform(0.8, 1.0))
 
     def _hear_heartbeat(self, payload: bytes) -> None:
