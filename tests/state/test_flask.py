@@ -471,6 +471,30 @@ def test_what_is_personal_is_never_answered_before_flask(cached_app: tuple[Flask
     assert hits(app) == before
 
 
+def test_nobody_waits_for_a_personal_page_and_gets_it(make_app: MakeApp) -> None:
+    """Twenty requests at once for a view that turns out to be personal: each one gets its own."""
+    app, shared = make_app()
+
+    @app.get("/hello")
+    @shared.cache.cached(60)
+    def hello() -> str:
+        time.sleep(0.05)
+        return f"hello {session.get('user', 'nobody')} {flask.request.headers['X-Me']}"
+
+    assert shared.state.wait_ready(10)
+    answers: dict[int, bytes] = {}
+
+    def ask(number: int) -> None:
+        answers[number] = app.test_client().get("/hello", headers={"X-Me": str(number)}).data
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert answers == {number: f"hello nobody {number}".encode() for number in range(20)}
+
+
 @pytest.mark.parametrize(
     "hook", ["before_request", "after_request", "teardown_request", "signal", "middleware", "setting"]
 )
