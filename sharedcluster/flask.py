@@ -29,11 +29,11 @@ from werkzeug.http import dump_cookie, http_date
 from sharedcluster.errors import ConfigError, RedisNeededError, StateUnavailableError
 from sharedcluster.flask_caching import ViewCache
 from sharedcluster.flask_pages import HotPages
-from sharedcluster.state import SharedState, StateSettings
+from sharedcluster.state import SharedState, StateSettings, process_id
 from sharedcluster.state.codec import Codec
 from sharedcluster.state.cookie import Cookie, CookieSigner
 from sharedcluster.state.primitives import Counter, Lock, LockLostError, RateLimit, RateLimitedError, SharedDict
-from sharedcluster.state.session import Session, SessionLoader, SessionRecord
+from sharedcluster.state.session import Session, SessionRecord
 from sharedcluster.state.sessions import CookieAction, SaveOutcome, SessionInfo, verify_first
 
 if TYPE_CHECKING:
@@ -105,13 +105,13 @@ class AppState:
     @property
     def state(self) -> SharedState:
         """This process's shared state, made on first use. After a fork the child makes its own."""
-        if self._state is None or self._pid != os.getpid():
+        if self._state is None or self._pid != process_id():
             return self._make()
         return self._state
 
     def _make(self) -> SharedState:
-        if self._pid != os.getpid():
-            self._pid, self._lock, self._state = os.getpid(), threading.Lock(), None
+        if self._pid != process_id():
+            self._pid, self._lock, self._state = process_id(), threading.Lock(), None
         with self._lock:
             if self._state is None:
                 given = {name: self._config[key] for key, name in _SETTINGS.items() if key in self._config}
@@ -143,7 +143,7 @@ class AppState:
     def add_starter(self, starter: Callable[[SharedState], object]) -> None:
         """Run `starter` with every state made from now on, and with the one that exists already."""
         self.starters.append(starter)
-        if self._state is not None and self._pid == os.getpid():
+        if self._state is not None and self._pid == process_id():
             starter(self._state)
 
 
@@ -304,6 +304,16 @@ class SharedSession(Session, SessionMixin):
     """`flask.session`: Flask's own interface on a session that lives in Redis."""
 
     serial_lock: Lock | None = None
+    accesses = 0  # how often the request context has handed it out
+
+    @property
+    def accessed(self) -> bool:
+        """True if the request has looked at it; Flask then adds Vary: Cookie."""
+        return self.accesses > 0
+
+    @accessed.setter
+    def accessed(self, value: bool) -> None:
+        self.accesses = self.accesses + 1 if value else 0
 
     def end_serial(self) -> None:
         """Let the next request of this session in; see `Sessions.serialize`."""
@@ -316,23 +326,34 @@ class SharedSession(Session, SessionMixin):
     new = Session.new
 
 
-class _Loader(SessionLoader):
-    """Finds the store on first use, so that an application can be made where there is no Redis."""
+class _RequestSource:
+    """A request's session source; finds Redis on first use, so that an application can be made where there is none."""
 
-    def __init__(self, own: AppState) -> None:
-        self._own = own
+    __slots__ = ("_app", "_environ", "_interface")
+
+    def __init__(self, interface: SharedSessionInterface, app: Flask, environ: WSGIEnvironment) -> None:
+        self._interface = interface
+        self._app = app
+        self._environ = environ
 
     @property
-    def codec(self) -> Codec:  # type: ignore[override]
-        return self._own.state.sessions.codec
+    def codec(self) -> Codec:
+        return self._interface.own.state.sessions.codec
 
-    def load(
-        self, read_cookie: Callable[[], Cookie | None], idle: float, *, fresh: bool = False
-    ) -> tuple[Cookie | None, SessionRecord | None]:
+    @property
+    def idle(self) -> float:
+        return self._app.permanent_session_lifetime.total_seconds()
+
+    def fetch(self, *, fresh: bool = False) -> tuple[Cookie | None, SessionRecord | None]:
+        interface, app = self._interface, self._app
+        values = read_cookies(self._environ, app.config["SESSION_COOKIE_NAME"])
+        cookie = verify_first(interface.signer_of(app), values)
+        if cookie is None:
+            return None, None
         try:
-            return self._own.state.sessions.load(read_cookie, idle, fresh=fresh)
+            return cookie, interface.own.state.sessions.load(cookie, self.idle, fresh=fresh)
         except StateUnavailableError:
-            if not self._own.is_anonymous_without_redis:
+            if not interface.own.is_anonymous_without_redis:
                 raise
             return None, None
 
@@ -351,11 +372,10 @@ class SharedSessionInterface(SessionInterface):
     session_class = SharedSession
 
     def __init__(self, own: AppState) -> None:
-        self._own = own
-        self._loader = _Loader(own)
+        self.own = own
         self._has_told = False
         self._signer: CookieSigner | None = None
-        self._signer_keys: list[Any] = []
+        self._signer_keys: tuple[Any, Any] = (None, None)
         self._cookie_facts: tuple[Any, ...] = ()
         self._cookie_parts = ("", "")
         self._expires: tuple[int, str] = (0, "")
@@ -367,18 +387,14 @@ class SharedSessionInterface(SessionInterface):
                 self._has_told = True
                 log.error("%s", NO_SECRET_KEY)
             return None
-        environ = request.environ
-        name = app.config["SESSION_COOKIE_NAME"]
-        signer = self._signer_of(app)
-        idle = app.permanent_session_lifetime.total_seconds()
-        session = self.session_class(self._loader, lambda: verify_first(signer, read_cookies(environ, name)), idle)
-        environ["sharedcluster.session"] = session
-        return session
+        return self.session_class(_RequestSource(self, app, request.environ))
 
-    def _signer_of(self, app: Flask) -> CookieSigner:
-        keys = [app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())]
-        if self._signer is None or keys != self._signer_keys:
-            self._signer, self._signer_keys = CookieSigner([key for key in keys if key]), keys
+    def signer_of(self, app: Flask) -> CookieSigner:
+        """The signer for the application's present keys."""
+        key, fallbacks = app.secret_key, app.config.get("SECRET_KEY_FALLBACKS")
+        if self._signer is None or (key, fallbacks) != self._signer_keys:
+            given = [each for each in (key, *(fallbacks or ())) if each]
+            self._signer, self._signer_keys = CookieSigner(given), (key, fallbacks)
         return self._signer
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
@@ -389,13 +405,13 @@ class SharedSessionInterface(SessionInterface):
         if not session._is_loaded:
             return
         try:
-            outcome = self._own.state.sessions.save(
+            outcome = self.own.state.sessions.save(
                 session,
-                self._signer_of(app),
+                self.signer_of(app),
                 refresh=app.config["SESSION_REFRESH_EACH_REQUEST"],
             )
         except StateUnavailableError as error:
-            if not self._own.is_anonymous_without_redis:
+            if not self.own.is_anonymous_without_redis:
                 _become(response, _answer_unavailable(error))
             return
         finally:
@@ -448,7 +464,7 @@ def _vary_by_cookie(response: Response) -> None:
     if "Vary" in response.headers:
         response.vary.add("Cookie")
     else:
-        response.headers["Vary"] = "Cookie"
+        response.headers.add("Vary", "Cookie")
 
 
 def _become(response: Response, other: Response) -> None:

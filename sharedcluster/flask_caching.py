@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlencode
 
 from flask import copy_current_request_context, current_app, has_request_context, request
+from flask import session as current_session
 from werkzeug.wrappers import Response
 
 from sharedcluster.flask_pages import HotPages
@@ -279,10 +280,9 @@ class _SessionWatch:
         return self._name in _TOLD
 
     def run(self, call: Callable[[], Any]) -> Any:
-        session = request.environ.get("sharedcluster.session")
-        if session is None:
-            return call()
-        before, session.accessed = session.accessed, False
+        session: Any = current_session._get_current_object()  # type: ignore[attr-defined]
+        before = getattr(session, "accesses", 1) - 1  # this very look does not count
+        session.accessed = False
         try:
             return call()
         finally:
@@ -295,7 +295,7 @@ class _SessionWatch:
                         " first. Give `cached` a make_cache_key that tells users apart.",
                         self._name,
                     )
-            session.accessed = session.accessed or before
+            session.accessed = session.accessed or before > 0
 
 
 _TOLD: set[str] = set()

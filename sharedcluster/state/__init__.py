@@ -30,9 +30,19 @@ from sharedcluster.state.sessions import SessionStore
 from sharedcluster.state.settings import StateSettings
 from sharedcluster.state.subscriber import Subscriber
 
-__all__ = ["SharedState", "StateFacts", "StateSettings", "live_states"]
+__all__ = ["SharedState", "StateFacts", "StateSettings", "live_states", "process_id"]
 
 log = logging.getLogger("sharedcluster.state")
+
+# A system call per use would be a noticeable part of a warm read.
+_PROCESS = [os.getpid()]
+os.register_at_fork(after_in_child=lambda: _PROCESS.__setitem__(0, os.getpid()))
+
+
+def process_id() -> int:
+    """`os.getpid()`, remembered until the next fork."""
+    return _PROCESS[0]
+
 
 _LIVE: weakref.WeakSet[SharedState] = weakref.WeakSet()
 
@@ -100,7 +110,7 @@ class SharedState:
         for near in (self._session_near, self.cache.near, self._dict_near):
             self.subscriber.on_gap.append(near.forget)
         self.subscriber.on_gap.append(self._watchers.hear_gap)
-        self._pid = os.getpid()
+        self._pid = process_id()
         self._is_started = False
         self._start_lock = threading.Lock()
 
@@ -116,8 +126,8 @@ class SharedState:
         Raises:
             Bug: This object was made before a fork and used after it.
         """
-        if self._pid != os.getpid():
-            raise Bug(f"shared state of process {self._pid} used in process {os.getpid()}: make it after the fork")
+        if self._pid != process_id():
+            raise Bug(f"shared state of process {self._pid} used in process {process_id()}: make it after the fork")
         with self._start_lock:
             if not self._is_started:
                 self._is_started = True
@@ -218,4 +228,4 @@ class SharedState:
 
 def live_states() -> list[SharedState]:
     """The started ones of this process: what a worker drains, closes and reports without knowing Flask."""
-    return [state for state in _LIVE if state._pid == os.getpid()]
+    return [state for state in _LIVE if state._pid == process_id()]
