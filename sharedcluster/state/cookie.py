@@ -1,7 +1,7 @@
 """The session cookie: an unguessable id, the version its holder has seen, and when it was issued, signed.
 
-``v1.<id>.<version>.<issued>.<signature>``: id is 256 bits in base64url, version and issued are hexadecimal, the signature
-is HMAC-SHA256 over everything before it. The signature keeps garbage away from Redis and makes the version something
+``v1.<id>.<version>.<issued>.<signature>``: id is 256 bits in base64url, version and issued are hexadecimal, the
+signature is HMAC-SHA256 over everything before it. It keeps garbage away from Redis and makes the version something
 a worker may rely on: a near copy may be used only if it is at least that new.
 """
 
@@ -12,25 +12,34 @@ import hmac
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 KNOWN_LIMIT = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Cookie:
-    """What a client holds. `issued` is milliseconds since the epoch, by the clock of the worker that signed it."""
+    """What a client holds. `issued` is milliseconds since the epoch, by the clock of the worker that signed it.
+
+    Shared by requests, so nobody changes it; it is not frozen only because that makes it dearer to create.
+    """
 
     sid: str
     version: int
     issued: int
     is_current: bool = True  # signed with the current key, not with a fallback
+    _name: str = field(default="", compare=False, repr=False)
 
-    @cached_property
+    @property
     def name(self) -> str:
         """What the session is called in Redis: who reads a dump or a slow log there cannot use it as a cookie."""
-        return hashlib.sha256(self.sid.encode()).hexdigest()[:32]
+        if not self._name:
+            self._name = hashlib.sha256(self.sid.encode()).hexdigest()[:32]
+        return self._name
+
+    def renewed(self, version: int, issued: int) -> Cookie:
+        """The same session's next cookie."""
+        return Cookie(self.sid, version, issued, True, self._name)
 
 
 def new_sid(nbytes: int = 32) -> str:

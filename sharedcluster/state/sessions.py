@@ -274,7 +274,7 @@ class SessionStore:
         return self._set_cookie(cookie, version, signer)
 
     def _set_cookie(self, cookie: Cookie, version: int, signer: CookieSigner) -> SaveOutcome:
-        return SaveOutcome(CookieAction.SET, signer.sign(Cookie(cookie.sid, version, _now_ms())))
+        return SaveOutcome(CookieAction.SET, signer.sign(cookie.renewed(version, _now_ms())))
 
     def _save_command(
         self,
