@@ -24,7 +24,6 @@ from typing import Any, Final
 
 import click
 
-import sharedcluster
 from sharedcluster import redis_server
 from sharedcluster.cluster import events
 from sharedcluster.cluster.commands import Commands
@@ -39,6 +38,7 @@ from sharedcluster.control.server import ControlServer
 from sharedcluster.errors import AppLoadError, BindError, ConfigError, RedisNeededError, UserError
 from sharedcluster.log import logger, set_up
 from sharedcluster.upgrading import Inheritance, Predecessor, Successor
+from sharedcluster.version import VERSION
 from sharedcluster.watching import watching
 
 PROBE_TIMEOUT: Final = 3.0
@@ -54,14 +54,15 @@ def start(resolved: Resolved) -> int:
     with ExitStack() as undo:
         listeners = _adopt(inherited, config) if inherited else _bind_all(config, undo)
         redis = _Redis(config, undo, inherited)
+        primary = _build(config, listeners, redis, inherited)
+        undo.callback(redis.leave, primary)
+        undo.callback(primary.stop_answering)
         found = check_application(config, redis.url)
         if found["shares_state"] and not redis.url:
             raise RedisNeededError(
                 "The application shares sessions or caches, and there is no Redis (--redis none).",
                 advice="Leave --redis out, or name one: --redis redis://127.0.0.1:6379/0",
             )
-        primary = _build(config, listeners, redis, inherited)
-        undo.callback(redis.leave, primary)
         _announce(resolved, primary, found["found"], redis)
         _follow(primary)
         Predecessor(primary, redis.url, redis.lifeline_fd)
@@ -380,7 +381,7 @@ def _announce(resolved: Resolved, primary: Primary, found: str, redis: _Redis) -
         "control": f"sharedcluster status | stop --name {primary.name}",
     }
     versions = {
-        "sharedcluster": sharedcluster.__version__,
+        "sharedcluster": VERSION,
         "Python": platform.python_version(),
         "gevent": importlib.metadata.version("gevent"),
     }
