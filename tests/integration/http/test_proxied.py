@@ -67,8 +67,8 @@ V2_6 = V2_HEAD + b"\x21\x21\x00\x24" + socket.inet_pton(socket.AF_INET6, "2001:d
 
 @pytest.mark.parametrize(
     ("head", "client"),
-V2_REST = bytes([192, 0, 2, 7, 198, 51, 100, 1]) + b"\x12\x67\x00\x50" + b"TLV!"
-V2 = V2_HEAD + b"\x21\x11" + struct.pack("!H", 16) + V2_REST
+    [(V1, "192.0.2.7"), (V2, "192.0.2.7"), (V2_6, "2001:db8::7"),
+     (b"PROXY TCP6 2001:db8::7 ::1 1 2\r\n", "2001:db8::7"),
      (b"PROXY UNKNOWN\r\n", ""), (b"PROXY UNKNOWN ffff:f...f 1 2\r\n", ""), (V2_HEAD + b"\x20\x00\x00\x00", "")],
 )  # fmt: skip
 def test_proxy_heads_split_at_every_byte(serve: Serve, head: bytes, client: str) -> None:
