@@ -42,6 +42,7 @@ def test_echo(talk: tuple[Served, Callable[[], Any]]) -> None:
     assert status_of(served.ask(get("/plain"))) == 200
     for client in clients:
         client.close()
+        client.thread.join(10)  # which may still write to a descriptor that would be given out again
     wait_until(lambda: served.notes()["closed"].count("ws closed") == 3, "the handlers ended")
     wait_until(lambda: served.notes()["connections"] == 1, "the connections closed")
 
@@ -56,6 +57,7 @@ def test_drain_closes_with_1001(talk: tuple[Served, Callable[[], Any]]) -> None:
     with pytest.raises(ConnectionClosed) as closed:
         client.receive(timeout=10)
     assert closed.value.reason == 1001
+    client.thread.join(10)
     wait_until(lambda: "ws closed" in served.notes()["closed"], "the handler ended")
     wait_until(lambda: served.notes()["connections"] == 1, "the connection closed")
 
