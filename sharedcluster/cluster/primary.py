@@ -116,6 +116,7 @@ class Primary:
             self._close_in_child,
             on_forked=self.workforce.forked,
             on_failed=self.workforce.mold_failed,
+            boot_timeout=self.config.boot_timeout,
         )
 
     def answer(self, control: Callable[[selectors.BaseSelector], ControlServer]) -> None:

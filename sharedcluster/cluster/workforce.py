@@ -45,6 +45,7 @@ from sharedcluster.log import logger
 
 MESSAGES_PER_TURN: Final = 256
 REBALANCE_INTERVAL: Final = 5.0
+SPAWN_RETRY: Final = 1.0
 _ROUTINE: Final = frozenset((Accepted, Returned, GivenBack, Heartbeat))
 _REMEMBERED_STRAYS: Final = 256
 
@@ -114,6 +115,7 @@ class Workforce:
         """Do what has to be done now."""
         self.has_changed = False
         workers = list(self.workers.values())
+        self.nursery.look(now)
         for worker in workers:
             if worker.slot in self._crashes:
                 self._crashes[worker.slot] = supervision.forgiven(self._crashes[worker.slot], worker, now)
@@ -166,14 +168,27 @@ class Workforce:
                     worker.tell(Rebalance(count))
 
     def _spawn(self, action: supervision.Spawn) -> None:
+        try:
+            self._start(action)
+        except OSError as error:
+            # Out of descriptors, processes or memory. What serves goes on serving, and this is tried again.
+            logger.error("cannot start a worker: %s; trying again in %g s", error.strerror, SPAWN_RETRY)
+            record = self._crashes.get(action.slot, Crashes())
+            self._crashes[action.slot] = replace(record, respawn_at=time.monotonic() + SPAWN_RETRY)
+
+    def _start(self, action: supervision.Spawn) -> None:
         ours, theirs = MessageSocket.pair()
         row = self.board.take()
         context = self._make_context(self._last_id + 1, action.slot, action.generation, theirs, row)
-        pid = self.nursery.spawn(context, ours)
-        if pid is None:  # its mold is still loading; the same is wanted again in the next turn
-            ours.close()
-            theirs.close()
-            self.board.give_back(row)
+        pid = None
+        try:
+            pid = self.nursery.spawn(context, ours)
+        finally:
+            if pid is None:  # it failed, or the mold is still loading; the same is wanted again in the next turn
+                ours.close()
+                theirs.close()
+                self.board.give_back(row)
+        if pid is None:
             return
         self._last_id += 1
         worker = WorkerHandle(
@@ -189,8 +204,7 @@ class Workforce:
         worker = self.workers.get(id)
         if worker is not None:
             worker.pid = pid
-            if pid in self._strays:
-                self._bury(worker, self._strays.pop(pid))
+            self._bury_if_ended(worker)
 
     def _drain(self, action: supervision.DrainWorker) -> None:
         worker = action.worker
@@ -214,6 +228,8 @@ class Workforce:
         self._hand_off.leave(worker)
         if not worker.asked_to_leave or worker.stats.in_flight:
             self._warn(worker, "TERM", action.reason)
+        if not worker.pid:  # the mold that was asked for it has not answered
+            self.nursery.discard(worker.generation)
         _signal(worker, signal.SIGTERM)
 
     def _kill(self, action: supervision.Kill) -> None:
@@ -321,6 +337,16 @@ class Workforce:
         # In the same turn, before this event's, the worker may have been reaped and its channel closed.
         if worker.id in self.workers:
             self._read(worker)
+            self._bury_if_ended(worker)
+
+    def _bury_if_ended(self, worker: WorkerHandle) -> None:
+        """A mold's worker may end before its process is known: then it was reaped as a stranger, or never forked."""
+        if worker.id not in self.workers:
+            return
+        if worker.pid in self._strays:
+            self._bury(worker, self._strays.pop(worker.pid))
+        elif not worker.pid and worker.is_disconnected:
+            self._bury(worker, signal.SIGKILL)  # how it ended, nobody knows
 
     def _read(self, worker: WorkerHandle) -> None:
         for _ in range(MESSAGES_PER_TURN):
@@ -344,6 +370,7 @@ class Workforce:
                 handler(self, worker, message, fd)
 
     def _disconnected(self, worker: WorkerHandle) -> None:
+        worker.is_disconnected = True
         self._hand_off.leave(worker)
         with suppress(KeyError):
             self._selector.unregister(worker.channel)
@@ -426,7 +453,7 @@ class Workforce:
         worker = next((w for w in self.workers.values() if w.pid == pid), None)
         if worker is not None:
             self._bury(worker, status)
-        elif not self.nursery.reaped(pid):
+        elif not self.nursery.reaped(pid, status):
             self._strays[pid] = status
             while len(self._strays) > _REMEMBERED_STRAYS:
                 self._strays.popitem(last=False)
