@@ -31,7 +31,7 @@ ACCEPT_BATCH: Final = 64
 """Connections taken per turn of the loop, so that messages of workers are read in between."""
 PAUSE_AFTER_EMFILE: Final = 0.25
 _TRANSIENT: Final = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH})
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Listener:
@@ -66,7 +66,7 @@ class Listener:
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
-                if error.errno in _EXHAUSTED:
+                if error.errno in EXHAUSTED:
                     self.paused_until = now + PAUSE_AFTER_EMFILE
                     break
                 if error.errno in _TRANSIENT:
@@ -86,10 +86,13 @@ class Listener:
 
         A filter on the socket drops SYNs, so a newcomer's kernel tries again a second later and is then refused (or
         served by whoever has the port by then), instead of being promised a connection that the close would reset.
+        A unix socket's file is removed; whoever has connected is in the backlog, and nobody can join them.
         """
         if self.socket.family in (socket.AF_INET, socket.AF_INET6):
             with suppress(OSError):
                 _drop_new_handshakes(self.socket)
+        else:
+            self._remove_file()
 
     def close_in_child(self, *, keep_socket: bool = False) -> None:
         """Close the descriptors that a forked worker must not keep; the file stays."""
@@ -104,7 +107,12 @@ class Listener:
             return
         self._is_open = False
         self.socket.close()
-        if self.address.path and not keep_file and not self.address.path.startswith("\0"):
+        if not keep_file:
+            self._remove_file()
+
+    def _remove_file(self) -> None:
+        """Remove the socket's file, if it is still ours and was made by us."""
+        if self.address.path and not self.address.path.startswith("\0"):
             with suppress(OSError):
                 if os.stat(self.address.path).st_ino == self._inode:
                     os.unlink(self.address.path)
