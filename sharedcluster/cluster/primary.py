@@ -254,7 +254,13 @@ class Primary:
         """A new generation; a second call during the first is done after it."""
         if not self.is_stopping:
             self.notifier.reloading()
-            self.workforce.reload(when_over)
+            self.workforce.reload(lambda failure: self._reload_is_over(failure, when_over))
+
+    def _reload_is_over(self, failure: str, when_over: Callable[[str], None] | None) -> None:
+        if failure:
+            self.notifier.ready(self.desired_workers)  # systemd waits for this after RELOADING, however it went
+        if when_over is not None:
+            when_over(failure)
 
     def on_scale_up(self) -> None:
         """One worker more."""
