@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -46,8 +47,12 @@ from sharedcluster.log import logger
 MESSAGES_PER_TURN: Final = 256
 REBALANCE_INTERVAL: Final = 5.0
 SPAWN_RETRY: Final = 1.0
+PAUSE: Final = 2.0
+"""Seconds between two turns of the primary's loop that mean it was paused; it never sleeps longer than one."""
 _ROUTINE: Final = frozenset((Accepted, Returned, GivenBack, Heartbeat))
-_REMEMBERED_STRAYS: Final = 256
+_STRAY_MEMORY: Final = 5.0
+"""Seconds for which a reaped stranger is remembered: longer than a mold takes to tell whom it forked, shorter than
+the kernel takes to use a process id again."""
 
 
 class Workforce:
@@ -102,9 +107,10 @@ class Workforce:
         self._last_generation = 1
         self._ever_listened = False
         self._was_ready = False
-        self._strays: OrderedDict[int, int] = OrderedDict()
+        self._strays: OrderedDict[int, tuple[float, int]] = OrderedDict()
         self._oom_kills = cgroup.oom_kills()
         self._rebalance_at = 0.0
+        self._acted_at = 0.0
         # The reload that is on its way, and the one asked for meanwhile
         self._reload_again = False
         self._reload_observers: list[Callable[[str], None]] = []
@@ -115,6 +121,7 @@ class Workforce:
         """Do what has to be done now."""
         self.has_changed = False
         workers = list(self.workers.values())
+        self._forgive_a_pause(workers, now)
         self.nursery.look(now)
         for worker in workers:
             if worker.slot in self._crashes:
@@ -126,6 +133,14 @@ class Workforce:
         for action in actions:
             self._ACTIONS[type(action)](self, action)
         self._look_if_ready(now)
+
+    def _forgive_a_pause(self, workers: list[WorkerHandle], now: float) -> None:
+        """If we stood still ourselves (a frozen container), silence in that time says nothing of the workers."""
+        paused = now - self._acted_at
+        if self._acted_at and paused > PAUSE:
+            for worker in workers:
+                worker.heartbeat_at = min(now, worker.heartbeat_at + paused)
+        self._acted_at = now
 
     @property
     def is_leaving(self) -> bool:
@@ -163,7 +178,8 @@ class Workforce:
     def _rebalance(self, workers: list[WorkerHandle], now: float) -> None:
         if now >= self._rebalance_at:
             self._rebalance_at = now + REBALANCE_INTERVAL
-            if not self.is_reloading:
+            # A sticky client would only be handed to the same worker again.
+            if not self.is_reloading and self._config.policy != "sticky":
                 for worker, count in recycling.surplus(workers):
                     worker.tell(Rebalance(count))
 
@@ -344,12 +360,12 @@ class Workforce:
         if worker.id not in self.workers:
             return
         if worker.pid in self._strays:
-            self._bury(worker, self._strays.pop(worker.pid))
+            self._bury(worker, self._strays.pop(worker.pid)[1])
         elif not worker.pid and worker.is_disconnected:
             self._bury(worker, signal.SIGKILL)  # how it ended, nobody knows
 
-    def _read(self, worker: WorkerHandle) -> None:
-        for _ in range(MESSAGES_PER_TURN):
+    def _read(self, worker: WorkerHandle, most: int = MESSAGES_PER_TURN) -> None:
+        for _ in range(most):
             try:
                 received = worker.channel.receive()
             except ChannelClosed:
@@ -388,12 +404,22 @@ class Workforce:
         if fd is None:
             logger.error("worker %d gave a connection back and its descriptor did not arrive", worker.id)
             return
-        if self.is_leaving:
-            os.close(fd)  # there is nobody left to take it; it was idle, so its client loses nothing
-            return
+        connection = Connection(fd, message.listener, message.peer, message.proxied)
         worker.given_back += 1
+        if self.is_leaving:
+            self._entrust(connection)
+            return
         self.counters["migrated"] += 1
-        self._hand_off.give(Connection(fd, message.listener, message.peer, message.proxied))
+        self._hand_off.give(connection)
+
+    def _entrust(self, connection: Connection) -> None:
+        """The stop overtook it on its way: a worker that drains answers the request that may be in it, and closes."""
+        for worker in self.workers.values():
+            if worker.state is WorkerState.DRAINING and not worker.given_back and not worker.terminated_at:
+                with suppress(ChannelClosed):
+                    if worker.hand_off(connection):
+                        return
+        os.close(connection.fd)
 
     def _on_online(self, worker: WorkerHandle, message: Online, _fd: int | None) -> None:
         worker.pid = message.pid
@@ -454,14 +480,15 @@ class Workforce:
         if worker is not None:
             self._bury(worker, status)
         elif not self.nursery.reaped(pid, status):
-            self._strays[pid] = status
-            while len(self._strays) > _REMEMBERED_STRAYS:
+            now = time.monotonic()
+            self._strays[pid] = (now, status)
+            while next(iter(self._strays.values()))[0] < now - _STRAY_MEMORY:
                 self._strays.popitem(last=False)
 
     def _bury(self, worker: WorkerHandle, status: int) -> None:
         # What it said before it died counts: an `Accepted` in the socket means that bytes may have been read, so
         # that connection must not be given to anybody else; a given-back one must not be lost.
-        self._read(worker)
+        self._read(worker, sys.maxsize)
         self._disconnected(worker)
         worker.channel.close()
         worker.state = WorkerState.DEAD
