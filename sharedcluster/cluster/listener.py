@@ -6,7 +6,9 @@ Laws:
    recycling ever refuses a connection.
 2. What was accepted and not yet handed off waits in `pending`, and `pending` is bounded. At the bound the listener
    stops accepting, and the kernel's backlog pushes back on the clients.
-3. Out of descriptors (EMFILE, ENFILE) means: stop accepting for a moment. It neither crashes nor spins.
+3. Out of descriptors (EMFILE, ENFILE) means: stop accepting for a moment. It neither crashes nor spins. Accepting
+   stops a little earlier than that, so that connections that come back from workers, operators and new workers still
+   find descriptors: a connection given back would else be lost with its descriptor.
 4. `finish` takes everything the kernel has already promised to clients before the socket is closed, because closing
    a socket with a non-empty backlog resets those connections.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import socket
 import stat
 import struct
@@ -31,8 +34,10 @@ from sharedcluster.errors import BindError, Bug
 ACCEPT_BATCH: Final = 64
 """Connections taken per turn of the loop, so that messages of workers are read in between."""
 PAUSE_AFTER_EMFILE: Final = 0.25
+RESERVE: Final = 64
+"""Descriptors that accepting leaves free (a quarter of them all, where there are few)."""
 _TRANSIENT: Final = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH})
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Listener:
@@ -59,6 +64,9 @@ class Listener:
         """Take what the kernel has, up to the batch and the bound, into `pending`; returns how many."""
         taken = 0
         room = min(ACCEPT_BATCH, self.limit - len(self.pending))
+        # The kernel gives the lowest free number, so a high one means that few are left.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        ceiling = most - min(RESERVE, most // 4)
         while taken < room:
             try:
                 # The private twin of socket.accept(): the same system call without a socket object to build, which
@@ -67,7 +75,7 @@ class Listener:
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
-                if error.errno in _EXHAUSTED:
+                if error.errno in EXHAUSTED:
                     self.paused_until = now + PAUSE_AFTER_EMFILE
                     break
                 if error.errno in _TRANSIENT:
@@ -75,6 +83,9 @@ class Listener:
                 raise
             self.pending.append(Connection(fd, self.index, _peer(address)))
             taken += 1
+            if fd >= ceiling:
+                self.paused_until = now + PAUSE_AFTER_EMFILE
+                break
         self.accepted += taken
         return taken
 
@@ -87,10 +98,13 @@ class Listener:
 
         A filter on the socket drops SYNs, so a newcomer's kernel tries again a second later and is then refused (or
         served by whoever has the port by then), instead of being promised a connection that the close would reset.
+        A unix socket's file is removed; whoever has connected is in the backlog, and nobody can join them.
         """
         if self.socket.family in (socket.AF_INET, socket.AF_INET6):
             with suppress(OSError):
                 _drop_new_handshakes(self.socket)
+        else:
+            self._remove_file()
 
     def close_in_child(self, *, keep_socket: bool = False) -> None:
         """Close the descriptors that a forked worker must not keep; the file stays."""
@@ -105,7 +119,12 @@ class Listener:
             return
         self._is_open = False
         self.socket.close()
-        if self.address.path and not keep_file and not self.address.path.startswith("\0"):
+        if not keep_file:
+            self._remove_file()
+
+    def _remove_file(self) -> None:
+        """Remove the socket's file, if it is still ours and was made by us."""
+        if self.address.path and not self.address.path.startswith("\0"):
             with suppress(OSError):
                 if _identity(self.address.path) == self._file:
                     os.unlink(self.address.path)
