@@ -9,7 +9,8 @@ Laws:
    what is not acknowledged, so nothing is lost and nothing is served twice.
 2. One new connection per turn of the loop. The application's greenlet for it runs before the next one is taken, so a
    view that blocks the process never sits on a second connection that was read and cannot be given to anybody else.
-3. Signals of the terminal (INT, QUIT, HUP) are for the primary. TERM means: drain; while draining: end now.
+3. Signals of the terminal (INT, QUIT, HUP) are for the primary. TERM means: ask the primary for a replacement, and
+   go on serving until it is there; a second one, or one during the drain: end now.
 4. When the primary is gone the worker drains and exits. If its loop stands still it cannot notice that; then a
    watchdog in C (`faulthandler`) writes the stacks and ends it, so that no orphan remains for ever.
 """
@@ -21,10 +22,12 @@ from gevent import monkey
 monkey.patch_all()
 
 # ruff: noqa: E402 - nothing may be imported before the patch
+import _socket
 import faulthandler
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from collections import deque
@@ -36,6 +39,7 @@ import gevent
 from gevent.event import Event
 
 from sharedcluster import state
+from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.forking import WorkerContext
 from sharedcluster.cluster.ipc import ChannelClosed
 from sharedcluster.cluster.loading import LoadedApp, load
@@ -50,16 +54,18 @@ from sharedcluster.cluster.messages import (
     Message,
     NewConnection,
     Online,
+    Rebalance,
     ReopenLogs,
     Returned,
     Stop,
     WorkerStats,
     cut_to_fit,
 )
-from sharedcluster.config import BindAddress, Config
-from sharedcluster.errors import AppLoadError
+from sharedcluster.config import Config
+from sharedcluster.errors import UserError
 from sharedcluster.http.server import Server
 from sharedcluster.http.settings import HttpSettings, ListenerFacts, Proxied, ReleasedConnection
+from sharedcluster.http.tls import make_context
 from sharedcluster.log import access_logger, logger, set_up
 
 HEARTBEAT_INTERVAL: Final = 1.0
@@ -80,14 +86,19 @@ class WorkerFacts:
     generation: int
 
 
-def main(context: WorkerContext) -> int:
-    """Be a worker until told to leave; returns the exit code."""
+def main(context: WorkerContext, loaded: LoadedApp | None = None) -> int:
+    """Be a worker until told to leave; returns the exit code. `loaded` is the application, if a mold has it."""
     set_up(f"w{context.slot}", level=context.config.log_level, style=context.config.log_format)
     os.environ["SHAREDCLUSTER_WORKER_ID"] = str(context.id)
     os.environ["SHAREDCLUSTER_SLOT"] = str(context.slot)
-    if context.redis_url:
-        os.environ["SHAREDCLUSTER_REDIS_URL"] = context.redis_url
-    return Worker(context).run()
+    set_environment(context.redis_url)
+    return Worker(context).run(loaded)
+
+
+def set_environment(redis_url: str) -> None:
+    """What the application may read before it is loaded."""
+    if redis_url:
+        os.environ["SHAREDCLUSTER_REDIS_URL"] = redis_url
 
 
 class Worker:
@@ -102,28 +113,35 @@ class Worker:
         self._writable = self._loop.io(self._channel.fileno(), 2)
         self._outbox: deque[tuple[Message, int | None, Callable[[], None] | None]] = deque()
         self._heartbeat = self._loop.timer(0.0, HEARTBEAT_INTERVAL)
+        self._before_wait = self._loop.prepare()
+        self._after_wait = self._loop.check()
+        self._acceptors: list[Any] = []
         self._server: Server | None = None
         self._leave = Event()
         self._drain_timeout: float | None = None
         self._cut = False
         self._gives_back = False
         self._orphaned = False
+        self._asked_to_leave = False
         self._rss = 0
 
-    def run(self) -> int:
+    def run(self, loaded: LoadedApp | None = None) -> int:
         """Load the application, serve, drain."""
         self._handle_signals()
         self._readable.start(self._on_readable)
         self._say(Online(os.getpid()))
         try:
-            loaded = load(self.config.app)
-        except AppLoadError as error:
-            self._say(LoadFailed(str(error), cut_to_fit(error.traceback)))
+            loaded = loaded or load(self.config.app)
+            self._server = self._make_server(loaded)
+        except UserError as error:
+            self._say(LoadFailed(str(error), cut_to_fit(getattr(error, "traceback", ""))))
             self._last_words()
             return EXIT_LOAD_FAILED
-        self._server = self._make_server(loaded)
         self._say(Listening(loaded.secret))
         self._heartbeat.start(self._tick)
+        self._before_wait.start(self._note_wait, self._server, self.context.row)
+        self._after_wait.start(self.context.row.works)
+        self._accept_shared()
         self._leave.wait()
         return self._finish(self._server)
 
@@ -133,13 +151,43 @@ class Worker:
         server = Server(
             loaded.application, http_settings(self.config, context.slot), environ={"sharedcluster.worker": facts}
         )
+        tls = None
+        if self.config.certfile:
+            tls = make_context(self.config.certfile, self.config.keyfile or None, ticket_key=context.ticket_key)
         for index, address in enumerate(context.addresses):
-            server.add_listener(index, listener_facts(address))
+            server.add_listener(
+                index, ListenerFacts(host=address.host, port=address.port, unix_path=address.path or None, tls=tls)
+            )
         return server
+
+    @staticmethod
+    def _note_wait(server: Server, row: Row) -> None:
+        row.waits(server.in_flight, server.connections, server.requests)
+
+    def _accept_shared(self) -> None:
+        """With policy `shared` this worker takes connections off the listening sockets, as the others do."""
+        for index, fd in enumerate(self.context.listener_fds):
+            watcher = self._loop.io(fd, 1)
+            watcher.start(
+                self._on_acceptable, _socket.socket(fileno=fd), index
+            )  # not gevent's class: it must not wait
+            self._acceptors.append(watcher)
+
+    def _on_acceptable(self, listening: socket.socket, index: int) -> None:
+        """One a turn, for law 2; the others are awake too, and whoever has time takes the next."""
+        try:
+            fd, address = listening._accept()  # type: ignore[attr-defined]
+        except OSError:
+            return  # another worker was faster, or the client gave up, or we are out of descriptors
+        assert self._server is not None
+        peer = (address[0], address[1]) if isinstance(address, tuple) and address else None
+        self._server.serve(fd, index, peer)
 
     def _finish(self, server: Server) -> int:
         """Drain: what is in flight is answered, up to the deadline."""
         timeout = self.config.graceful_timeout if self._drain_timeout is None else self._drain_timeout
+        for watcher in self._acceptors:
+            watcher.stop()
         if not self._cut:
             for shared in state.live_states():
                 shared.drain()
@@ -201,6 +249,25 @@ class Worker:
         message = GivenBack(released.listener, released.peer, proxied_as_text(released.proxied))
         self._say(message, released.fd)
 
+    def _on_rebalance(self, message: Rebalance, _fd: int | None) -> None:
+        """Give away the next connections that fall idle, up to the count; busy ones stay until then."""
+        server = self._server
+        if server is None or self._leave.is_set():
+            return
+        left = message.count
+
+        def take(released: ReleasedConnection) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                server.release_when_idle(None)
+            self._give_back(released)
+
+        for released in server.release_idle(left):
+            take(released)
+        if left > 0:
+            server.release_when_idle(take)
+
     def _on_reopen_logs(self, _message: ReopenLogs, _fd: int | None) -> None:
         set_up(f"w{self.context.slot}", level=self.config.log_level, style=self.config.log_format)
 
@@ -208,6 +275,7 @@ class Worker:
         NewConnection: _on_connection,
         Drain: _on_drain,
         Stop: _on_stop,
+        Rebalance: _on_rebalance,
         ReopenLogs: _on_reopen_logs,
     }
 
@@ -298,9 +366,7 @@ class Worker:
     # -- signals ---------------------------------------------------------------------------------------------------
 
     def _handle_signals(self) -> None:
-        # A handler that does nothing, not SIG_IGN: programs that the application starts must not inherit deafness.
-        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1):
-            signal.signal(number, lambda _number, _frame: None)
+        ignore_the_terminal()
         # In C, so that it works while the loop stands still; the greenlets follow if Python still runs.
         signal.signal(signal.SIGUSR2, _dump_greenlets)
         faulthandler.register(signal.SIGUSR2, file=sys.stderr, all_threads=True, chain=True)
@@ -310,14 +376,24 @@ class Worker:
         if self._leave.is_set() or self._server is None:
             self._end_now()
             return
+        if self._asked_to_leave:
+            self._end_now()
+            return
+        self._asked_to_leave = True
         self._say(Draining("it got TERM"))
-        self._leave.set()
 
     def _end_now(self) -> None:
         self._cut = True
         if self._server is not None:
             self._server.close()
         os._exit(0)
+
+
+def ignore_the_terminal() -> None:
+    """Leave to the primary what is sent to the whole process group."""
+    # A handler that does nothing, not SIG_IGN: programs that the application starts must not inherit deafness.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1):
+        signal.signal(number, lambda _number, _frame: None)
 
 
 def _dump_greenlets(_number: int, _frame: Any) -> None:
@@ -339,11 +415,6 @@ def http_settings(config: Config, slot: int) -> HttpSettings:
         access_log_format=config.log_format,
         expose_worker=str(slot) if config.expose_worker else None,
     )
-
-
-def listener_facts(address: BindAddress) -> ListenerFacts:
-    """What a listener's address is to the WSGI environ."""
-    return ListenerFacts(host=address.host, port=address.port, unix_path=address.path or None)
 
 
 def proxied_as_text(proxied: Proxied | None) -> str:
