@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from benchmarks import processes
+from benchmarks.checking import check
 from benchmarks.install import left_out
 from benchmarks.load import own, wrk
 from benchmarks.load.outcome import Outcome
@@ -77,9 +78,7 @@ def measure(work: Work, scale: Scale, redis: Redis, only: Sequence[str] = ()) ->
     return row
 
 
-def _start(
-    work: Work, scale: Scale, redis: Redis, row: Row, undo: ExitStack, only: Sequence[str]
-) -> list[Server]:
+def _start(work: Work, scale: Scale, redis: Redis, row: Row, undo: ExitStack, only: Sequence[str]) -> list[Server]:
     servers = []
     absent = left_out()
     for name in (OURS, *work.peers):
@@ -95,7 +94,9 @@ def _start(
         server = Server(peer, Place(work.family, free_port(), scale.workers, redis.url))
         undo.callback(server.stop)
         try:
-            servers.append(server.start())
+            server.start()
+            check(server, work)
+            servers.append(server)
         except CannotServeError as error:
             row.missing[name] = _first_line(error)
     if not servers:

@@ -193,7 +193,8 @@ def fan_out(peer: Peer, scale: Scale, redis: Redis) -> Figures:
             client.end()
     delivered = max(1, seen["delivered"])
     return {
-        "µs per delivered event": spent * 1e6 / delivered, "Redis µs per delivered event": redis_spent * 1e6 / delivered,
+        "µs per delivered event": spent * 1e6 / delivered,
+        "Redis µs per delivered event": redis_spent * 1e6 / delivered,
         "lost": seen["expected"] - seen["delivered"], "p50 ms": seen["p50"] * 1e3, "p99 ms": seen["p99"] * 1e3,
     }  # fmt: skip
 

@@ -16,21 +16,22 @@ class Work:
         name: As the table has it.
         login: Each client posts there once first; then our own client, with its cookies, makes the load, else wrk.
         peers: Who is compared, besides us.
+        expects, expects_bytes: How the body of a right answer begins, and how long it is at least.
         idle: Connections that are open beside the active ones and ask nothing.
-        weight: Requests of this row per slice are few; it is measured that many times as long.
     """
 
     name: str
     family: Family
     path: str
     peers: tuple[str, ...]
+    expects: str = "Hello, World!"
+    expects_bytes: int = 0
     method: str = "GET"
     body_bytes: int = 0
     connections: int = 64
     new_connection: bool = False
     login: str = ""
     idle: int = 0
-    weight: float = 1.0
 
 
 _PYTHON: Final = ("gunicorn gevent", "gunicorn gthread", "granian", "uwsgi", "bjoern", "waitress", "gevent.pywsgi")
@@ -42,14 +43,17 @@ WORKS: Final[dict[str, Work]] = {
     for work in (
         Work("plain WSGI", "plain", "/", (*_PYTHON, "node cluster", "pm2")),
         Work("Flask hello", "flask", "/", (*_PYTHON, "node cluster", "pm2")),
-        Work("Flask hello, a new connection per request", "flask", "/", (*_PYTHON, "node cluster"), new_connection=True),
-        Work("JSON", "flask", "/json", _FAST),
-        Work("Flask, session read", "state", "/read", (*_STATE, "pm2"), login="/login"),
-        Work("Flask, session write", "state", "/write", (*_STATE, "pm2"), method="POST", login="/login"),
-        Work("a cached page, hot", "state", "/cached", _STATE),
-        Work("upload of 1 MB", "plain", "/upload", _FAST, method="POST", body_bytes=1 << 20, connections=8),
-        Work("download of 1 MB", "plain", "/download", _FAST, connections=8),
-        Work("streaming, 100 chunks", "plain", "/stream", _FAST, connections=16),
+        Work(
+            "Flask hello, a new connection per request", "flask", "/", (*_PYTHON, "node cluster"), new_connection=True
+        ),
+        Work("JSON", "flask", "/json", _FAST, "{"),
+        Work("Flask, session read", "state", "/read", (*_STATE, "pm2"), "ada 0", login="/login"),
+        Work("Flask, session write", "state", "/write", (*_STATE, "pm2"), "", method="POST", login="/login"),
+        Work("a cached page, hot", "state", "/cached", _STATE, "<ul>", 3900),
+        Work("a memoized value in a view, hot", "state", "/memoized", _STATE, "<ul>", 3900),
+        Work("upload of 1 MB", "plain", "/upload", _FAST, "1048576", method="POST", body_bytes=1 << 20, connections=8),
+        Work("download of 1 MB", "plain", "/download", _FAST, "", 1 << 20, connections=8),
+        Work("streaming, 100 chunks", "plain", "/stream", _FAST, "xxx", 102_400, connections=16),
         Work("Flask hello beside 1,000 idle connections", "flask", "/", _FAST, idle=1000),
         Work("Flask hello beside 10,000 idle connections", "flask", "/", _FAST, idle=10_000),
     )

@@ -50,10 +50,22 @@ def write() -> str:
 
 
 @app.get("/cached")
-@cache.cached(timeout=300)
+@cache.cached(timeout=300)  # type: ignore[untyped-decorator, unused-ignore]
 def cached() -> str:
     """A page that is dear to make."""
     return page.render()
+
+
+@cache.memoize(timeout=300)  # type: ignore[untyped-decorator, unused-ignore]
+def catalogue(page_number: int) -> str:
+    """A part of a page that is dear to make."""
+    return page.render()
+
+
+@app.get("/memoized")
+def memoized() -> str:
+    """A view that puts a cached part into its page."""
+    return str(catalogue(1))
 
 
 @app.post("/publish/<text>")

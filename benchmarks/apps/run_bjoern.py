@@ -22,7 +22,12 @@ def main() -> None:
             bjoern.run(app, "127.0.0.1", int(port), reuse_port=True)
             os._exit(0)
         children.append(pid)
-    signal.signal(signal.SIGTERM, lambda *_: [os.kill(pid, signal.SIGKILL) for pid in children])
+
+    def end(_number: int, _frame: object) -> None:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+
+    signal.signal(signal.SIGTERM, end)
     for pid in children:
         os.waitpid(pid, 0)
 

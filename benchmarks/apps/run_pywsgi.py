@@ -7,6 +7,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import importlib  # noqa: E402 - after patching
+import os  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
 
@@ -29,7 +30,12 @@ def main() -> None:
             app = getattr(importlib.import_module(module), name)
             pywsgi.WSGIServer(listener, app, log=None).serve_forever()
         children.append(pid)
-    gevent.signal_handler(signal.SIGTERM, lambda: [gevent.os.os.kill(pid, signal.SIGKILL) for pid in children])
+
+    def end() -> None:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+
+    gevent.signal_handler(signal.SIGTERM, end)
     for pid in children:
         gevent.os.waitpid(pid, 0)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from flask import Flask, Response, session
-from sharedcluster import SharedCluster
 
 from benchmarks.apps import page
+from sharedcluster import SharedCluster
 
 app = Flask(__name__)
 app.config.update(SECRET_KEY="benchmark")
@@ -37,6 +37,18 @@ def write() -> str:
 def cached() -> str:
     """A page that is dear to make."""
     return page.render()
+
+
+@shared.cache.memoize(timeout=300)
+def catalogue(page_number: int) -> str:
+    """A part of a page that is dear to make."""
+    return page.render()
+
+
+@app.get("/memoized")
+def memoized() -> str:
+    """A view that puts a cached part into its page."""
+    return catalogue(1)
 
 
 @app.get("/events")

@@ -242,7 +242,8 @@ class Load:
             self.epoll.register(fd, select.EPOLLIN)
 
     def _unwatch(self, client: Client) -> None:
-        if client.connection is not None and self.by_fd.pop(client.connection.fileno(), None):
+        if client.connection is not None and client.connection.fileno() in self.by_fd:
+            del self.by_fd[client.connection.fileno()]
             self.epoll.unregister(client.connection.fileno())
 
     def _closed_idle(self) -> int:
