@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import os
 import threading
 import time
@@ -29,6 +30,7 @@ from sharedcluster.flask_caching import HotPages, ViewCache
 from sharedcluster.state import SharedState, StateSettings
 from sharedcluster.state.codec import Codec
 from sharedcluster.state.cookie import Cookie, CookieSigner
+from sharedcluster.state.primitives import Counter, Lock, RateLimit, RateLimitedError, SharedDict
 from sharedcluster.state.session import Session, SessionLoader, SessionRecord
 from sharedcluster.state.sessions import CookieAction, SaveOutcome, SessionInfo, verify_first
 
@@ -90,6 +92,7 @@ class AppState:
         self._lock = threading.Lock()
         self._find_url: Callable[[], str] = lambda: find_redis_url(app)
         self._config = app.config
+        self.app_context = app.app_context
 
     @property
     def state(self) -> SharedState:
@@ -108,11 +111,15 @@ class AppState:
                     given.setdefault("cache_timeout", self._config["CACHE_DEFAULT_TIMEOUT"])
                 namespace = self._config.get("SHAREDCLUSTER_NAMESPACE") or self.name
                 state = SharedState(self._find_url(), namespace, StateSettings(**given))
-                state.start()
                 self._state = state
+                state.start()
                 for starter in self.starters:
                     starter(state)
             return self._state
+
+    def is_of(self, state: SharedState) -> bool:
+        """True if this application uses that state."""
+        return self._state is state
 
     def add_starter(self, starter: Callable[[SharedState], object]) -> None:
         """Run `starter` with every state made from now on, and with the one that exists already."""
@@ -154,6 +161,7 @@ class SharedCluster:
         if app.config.get("SHAREDCLUSTER_SESSIONS", True):
             app.session_interface = SharedSessionInterface(own)
         app.register_error_handler(StateUnavailableError, _answer_unavailable)
+        app.register_error_handler(RateLimitedError, _answer_limited)
         own.hot_pages.install(app)
 
     def _app_state(self) -> AppState:
@@ -189,7 +197,7 @@ class SharedCluster:
         """Call the decorated function in every worker with each message of a channel."""
 
         def register(listener: Callable[[Any], object]) -> Callable[[Any], object]:
-            self._add_starter(lambda state: state.broadcast.on(channel)(listener))
+            self._add_starter(lambda state: state.broadcast.on(channel)(self._in_context(state, listener)))
             return listener
 
         return register
@@ -201,16 +209,71 @@ class SharedCluster:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return Response(body, mimetype="text/event-stream", headers=headers)
 
+    # -- primitives ------------------------------------------------------------------------------------------------
+
+    def lock(self, name: str, *, timeout: float = 10.0, wait: float | None = 10.0) -> Lock:
+        """At most one holder in the cluster; see `state.primitives.Lock`."""
+        return self.state.lock(name, timeout=timeout, wait=wait)
+
+    def counter(self, name: str) -> Counter:
+        """A number all workers add to; see `state.primitives.Counter`."""
+        return self.state.counter(name)
+
+    def dict(self, name: str) -> SharedDict:
+        """A dict all workers see; see `state.primitives.SharedDict`."""
+        return self.state.dict(name)
+
+    def rate_limit(self, name: str, limit: int, per: float) -> RateLimit:
+        """At most `limit` events per `per` seconds in the cluster; see `state.primitives.RateLimit`."""
+        return self.state.rate_limit(name, limit, per)
+
+    @property
+    def is_leader(self) -> bool:
+        """True in exactly one worker of the cluster."""
+        return self.state.leader.is_leader
+
+    def every(self, seconds: float, name: str = "") -> Callable[[Callable[[], object]], Callable[[], object]]:
+        """Run the decorated function every so many seconds, on one worker of the cluster; at most once per tick.
+
+        It runs in an application context. Register it where the application is made, so that every worker knows it.
+        """
+
+        def register(job: Callable[[], object]) -> Callable[[], object]:
+            job_name = name or f"{job.__module__}.{job.__qualname__}"
+            self._add_starter(lambda state: state.schedule.every(seconds, job_name, self._in_context(state, job)))
+            return job
+
+        return register
+
+    def _in_context(self, state: SharedState, function: Callable[..., object]) -> Callable[..., object]:
+        """The function, run with the application whose shared state this is."""
+
+        def run(*args: Any) -> object:
+            for own in self._states:
+                if own.is_of(state):
+                    with own.app_context():
+                        return function(*args)
+            return function(*args)
+
+        return run
+
     def _add_starter(self, starter: Callable[[SharedState], object]) -> None:
         self._starters.append(starter)
         for own in self._states:
             own.add_starter(starter)
 
 
+def _answer_limited(error: RateLimitedError) -> Response:
+    headers = {} if error.retry_after == float("inf") else {"Retry-After": str(math.ceil(error.retry_after))}
+    return Response("Too many requests. Try again later.\n", 429, headers, mimetype="text/plain")
+
+
 def _answer_unavailable(error: StateUnavailableError) -> Response:
     log.warning("answered 503: %s", error)
     headers = {"Retry-After": str(max(1, round(error.retry_after)))}
-    return Response("The shared state is not available at the moment. Try again soon.\n", 503, headers, "text/plain")
+    return Response(
+        "The shared state is not available at the moment. Try again soon.\n", 503, headers, mimetype="text/plain"
+    )
 
 
 # -- sessions ---------------------------------------------------------------------------------------------------------
@@ -233,8 +296,10 @@ class _Loader(SessionLoader):
     def codec(self) -> Codec:  # type: ignore[override]
         return self._own.state.sessions.codec
 
-    def load(self, read_cookie: Callable[[], Cookie | None]) -> tuple[Cookie | None, SessionRecord | None]:
-        return self._own.state.sessions.load(read_cookie)
+    def load(
+        self, read_cookie: Callable[[], Cookie | None], idle: float
+    ) -> tuple[Cookie | None, SessionRecord | None]:
+        return self._own.state.sessions.load(read_cookie, idle)
 
 
 def read_cookies(environ: WSGIEnvironment, name: str) -> Iterator[str]:
@@ -267,7 +332,8 @@ class SharedSessionInterface(SessionInterface):
         environ = request.environ
         name = app.config["SESSION_COOKIE_NAME"]
         signer = self._signer_of(app)
-        return self.session_class(self._loader, lambda: verify_first(signer, read_cookies(environ, name)))
+        idle = app.permanent_session_lifetime.total_seconds()
+        return self.session_class(self._loader, lambda: verify_first(signer, read_cookies(environ, name)), idle)
 
     def _signer_of(self, app: Flask) -> CookieSigner:
         keys = [app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())]
@@ -286,7 +352,6 @@ class SharedSessionInterface(SessionInterface):
             outcome = self._own.state.sessions.save(
                 session,
                 self._signer_of(app),
-                idle=app.permanent_session_lifetime.total_seconds(),
                 refresh=app.config["SESSION_REFRESH_EACH_REQUEST"],
             )
         except StateUnavailableError as error:

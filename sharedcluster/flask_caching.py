@@ -19,6 +19,7 @@ from werkzeug.wrappers import Response
 
 from sharedcluster.state import SharedState
 from sharedcluster.state.cache import Cache, CacheEntry
+from sharedcluster.state.memo import call_key, function_name
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -161,12 +162,95 @@ class ViewCache:
                     own.hot_pages.offer(wrapper, cache, key)
                 return _unpack(value)
 
-            wrapper.uncached = function  # type: ignore[attr-defined]
-            wrapper.make_cache_key = make_key  # type: ignore[attr-defined]
-            wrapper.cache_timeout = timeout  # type: ignore[attr-defined]
-            return wrapper  # type: ignore[return-value]
+            return _decorated(wrapper, function, make_key, timeout)
 
         return decorate
+
+    def memoize(
+        self,
+        timeout: float | None = None,
+        make_name: Callable[[str], str] | None = None,
+        unless: Callable[..., bool] | None = None,
+        forced_update: Callable[..., bool] | bool | None = None,
+        response_filter: Callable[[Any], bool] | None = None,
+        cache_none: bool = False,
+        args_to_ignore: Iterable[str] = (),
+        *,
+        tags: Iterable[str] = (),
+        stale: float = 0.0,
+    ) -> Callable[[F], F]:
+        """Cache a function's value by its arguments; for the rest see `cached`.
+
+        Args:
+            timeout: Seconds a value is fresh.
+            make_name: Gets the function's name and makes the one that is used.
+            unless: True bypasses the cache.
+            forced_update: True, or a function whose truth makes the value be computed anew.
+            response_filter: Called with the value; false keeps it out of the cache.
+            cache_none: Whether None is kept.
+            args_to_ignore: Parameters that do not matter for the key.
+            tags: For `invalidate_tag`.
+            stale: Seconds after `timeout` for which the value is served on while one worker computes it anew.
+
+        An argument that is an object of your own needs a method `__cache_key__`; it is never told apart by its `repr`.
+        """
+        ignore, given_tags = frozenset(args_to_ignore), tuple(tags)
+
+        def decorate(function: F) -> F:
+            name = make_name(function_name(function)) if make_name else function_name(function)
+            all_tags = (_function_tag(name), *given_tags)
+
+            def make_key(*args: Any, **kwargs: Any) -> str:
+                key = call_key(function, args, kwargs, ignore=ignore)
+                return f"{name}|{key}" if make_name else key
+
+            def keep(value: Any) -> bool:
+                if value is None and not cache_none:
+                    return False
+                return response_filter is None or bool(response_filter(_unpack(value)))
+
+            @functools.wraps(function)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                if unless is not None and unless():
+                    return function(*args, **kwargs)
+                cache, key = self._owner().state.cache, make_key(*args, **kwargs)
+                if forced_update is True or (callable(forced_update) and forced_update()):
+                    value = _pack(function(*args, **kwargs))
+                    if keep(value):
+                        cache.set(key, value, timeout, tags=all_tags)
+                    return _unpack(value)
+                compute = _bind_context(lambda: _pack(function(*args, **kwargs)))
+                return _unpack(cache.get_or_compute(key, compute, timeout, tags=all_tags, stale=stale, keep=keep))
+
+            wrapper.function_tag = _function_tag(name)  # type: ignore[attr-defined]
+            return _decorated(wrapper, function, make_key, timeout)
+
+        return decorate
+
+    def delete_memoized(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+        """Forget what a memoized function returned: for these arguments, or without any for all.
+
+        For a method give the class or the object as the first argument.
+        """
+        make_key = getattr(function, "make_cache_key", None)
+        if make_key is None:
+            raise TypeError(f"{function_name(function)} is not memoized")
+        if args or kwargs:
+            return bool(self.shared.delete_many(make_key(*args, **kwargs)))
+        return self.shared.invalidate_tag(function.function_tag)  # type: ignore[attr-defined]
+
+
+def _function_tag(name: str) -> str:
+    return f"f:{name}"
+
+
+def _decorated(wrapper: Any, function: F, make_key: Callable[..., str], timeout: float | None) -> F:
+    """The names Flask-Caching gives to what hangs on a cached function."""
+    wrapper.uncached = function
+    wrapper.make_cache_key = make_key
+    wrapper.cache_timeout = timeout
+    decorated: F = wrapper
+    return decorated
 
 
 def _bind_context(compute: Callable[[], Any]) -> Callable[[], Any]:
@@ -214,8 +298,8 @@ class HotPages:
 
     It answers only what Flask would have answered with the same bytes: GET, the same host, path and query, the near
     entry unchanged and fresh, the view function being the cached one itself (no login check around it), no hooks in
-    the application or its blueprints, no receivers of request signals, no middleware inside us, and an answer that neither
-    sets a cookie nor varies.
+    the application or its blueprints, no receivers of request signals, no middleware inside us, and an answer that
+    neither sets a cookie nor varies.
     """
 
     def __init__(self, app: Flask) -> None:

@@ -50,20 +50,22 @@ Argument = str | bytes | int | float
 Command = tuple[Argument, ...]
 
 # A reply with one of these codes says that this server cannot do its job now; it is not the command's fault.
-UNAVAILABLE_CODES = frozenset(
-    """
-    LOADING MASTERDOWN READONLY MISCONF CLUSTERDOWN TRYAGAIN NOREPLICAS OOM BUSY NOAUTH WRONGPASS NOPERM
-    """.split()
-)
+# fmt: off
+UNAVAILABLE_CODES = frozenset((
+    "LOADING", "MASTERDOWN", "READONLY", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "OOM", "BUSY", "NOAUTH",
+    "WRONGPASS", "NOPERM",
+))
+# fmt: on
 # With these the connection itself is of no more use: after a failover it leads to a replica, or to nobody.
 RECONNECT_CODES = frozenset(("READONLY", "MASTERDOWN", "LOADING", "NOAUTH"))
 # These would hold up every other command of the worker, or change what the shared connection is.
-EXCLUSIVE_COMMANDS = frozenset(
-    """
-    BLPOP BRPOP BLMOVE BRPOPLPUSH BLMPOP BZPOPMIN BZPOPMAX BZMPOP WAIT WAITAOF SUBSCRIBE PSUBSCRIBE SSUBSCRIBE
-    MONITOR WATCH MULTI EXEC DISCARD SELECT AUTH HELLO RESET QUIT
-    """.split()
-)
+# fmt: off
+EXCLUSIVE_COMMANDS = frozenset((
+    "BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "WAIT", "WAITAOF", "WATCH",
+    "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR", "MULTI", "EXEC", "DISCARD", "SELECT", "AUTH", "HELLO", "RESET",
+    "QUIT",
+))
+# fmt: on
 
 
 class ReplyError(Exception):

@@ -28,7 +28,7 @@ def _base36(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Cookie:
-    """What a client holds. `issued` is seconds since the epoch, by the clock of the worker that signed it."""
+    """What a client holds. `issued` is milliseconds since the epoch, by the clock of the worker that signed it."""
 
     sid: str
     version: int

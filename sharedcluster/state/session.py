@@ -49,7 +49,9 @@ class SessionLoader:
 
     codec: Codec
 
-    def load(self, read_cookie: Callable[[], Cookie | None]) -> tuple[Cookie | None, SessionRecord | None]:
+    def load(
+        self, read_cookie: Callable[[], Cookie | None], idle: float
+    ) -> tuple[Cookie | None, SessionRecord | None]:
         """The cookie, if there is a valid one, and what Redis holds for it."""
         raise NotImplementedError
 
@@ -60,11 +62,13 @@ class Session(MutableMapping[str, Any]):
     Args:
         loader: Asked once, when the session is first looked at.
         read_cookie: Finds and verifies the client's cookie.
+        idle: Seconds the session lives without being used.
     """
 
     accessed = False
 
-    def __init__(self, loader: SessionLoader, read_cookie: Callable[[], Cookie | None]) -> None:
+    def __init__(self, loader: SessionLoader, read_cookie: Callable[[], Cookie | None], idle: float) -> None:
+        self.idle = idle
         self._loader = loader
         self._read_cookie = read_cookie
         self._is_loaded = False
@@ -199,7 +203,7 @@ class Session(MutableMapping[str, Any]):
     def _load(self) -> None:
         if self._is_loaded:
             return
-        self._cookie, self._record = self._loader.load(self._read_cookie)
+        self._cookie, self._record = self._loader.load(self._read_cookie, self.idle)
         if self._record is not None:
             self._stored = dict(self._record.fields)
         self._is_loaded = True

@@ -49,6 +49,7 @@ class Subscriber:
         self.on_pulse: list[Callable[[], None]] = []  # run about once per heartbeat interval, in the pulse's thread
         self.gaps = 0
         self.messages = 0
+        self.beats = 0  # commands the pulse has sent
         self.proven_at = float("-inf")
         self.latency = 0.0  # seconds a heartbeat took to come back
         self._address = address
@@ -118,6 +119,7 @@ class Subscriber:
             # After a gap the near caches are of no use until the first proof, so it is asked for more often.
             pause = self._settings.heartbeat_interval if self.is_trusted() else 0.1
             with suppress(StateUnavailableError, ReplyError):
+                self.beats += 1
                 if self._wire is not None:
                     self._commit.call("PUBLISH", self._heartbeat_channel, repr(time.monotonic()), idempotent=True)
                 else:
