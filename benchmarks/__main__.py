@@ -14,6 +14,7 @@ from benchmarks import RESULTS, ROOT
 from benchmarks.install import install
 
 QUICK_PEERS: Final = ("sharedcluster", "gunicorn gevent", "granian", "bjoern", "node cluster")
+QUICK_SPECIAL_PEERS: Final = ("sharedcluster", "gunicorn gevent")
 LATEST: Final = RESULTS / "latest.json"
 PREVIOUS: Final = RESULTS / "previous.json"
 QUICK: Final = RESULTS / "quick.json"
@@ -78,7 +79,8 @@ def _run(chosen: argparse.Namespace) -> None:
             if name in WORKS:
                 results.add(rounds.measure(WORKS[name], scale, redis, only), scale, code)
             else:
-                results.add(specials.run(specials.SPECIALS[name], scale, redis, only), scale, code)
+                special, few = specials.SPECIALS[name], (QUICK_SPECIAL_PEERS, 1) if chosen.quick else (only, 99)
+                results.add(specials.run(special, scale, redis, *few), scale, code)
             results.save(path)
     finally:
         redis.stop()
