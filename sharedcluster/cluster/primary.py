@@ -97,6 +97,7 @@ class Primary:
         self._ticket_key = os.urandom(TICKET_KEY_BYTES)
         self._closing_at: float | None = None
         self._stop_deadline: float | None = None
+        self._act_at = 0.0
         self._handed_over = False
         self._cut = 0
         self.hand_off = HandOff(
@@ -139,6 +140,11 @@ class Primary:
         try:
             while True:
                 now = time.monotonic()
+                self.hand_off.watch(now)
+                if now < self._act_at and not self.workforce.has_changed:
+                    # Most turns only pass connections on; then nothing has to be decided.
+                    self._turn(self._act_at - now)
+                    continue
                 self._advance_stop(now)
                 self.workforce.act(now)
                 if self.workforce.gave_up and not self.exit_code:
@@ -147,17 +153,20 @@ class Primary:
                     continue
                 if self.workforce.is_leaving and not self.workforce.workers:
                     return self.exit_code
-                self.hand_off.watch(now)
                 self.notifier.beat(now)
-                for key, mask in self._selector.select(self._tick()):
-                    key.data(mask)
-                self.hand_off.dispatch()
+                self._act_at = now + self._tick()
+                self._turn(self._tick())
         finally:
             self._close()
 
+    def _turn(self, timeout: float) -> None:
+        for key, mask in self._selector.select(timeout):
+            key.data(mask)
+        self.hand_off.dispatch()
+
     def _tick(self) -> float:
-        """How long the loop may sleep when nothing happens."""
-        restless = self.is_stopping or self.workforce.is_restless or self.hand_off.is_paused
+        """How long nothing needs to be decided, if nothing happens."""
+        restless = self.is_stopping or self.workforce.is_restless or self.hand_off.is_waiting
         longest = min(IDLE_TICK, self.notifier.interval or IDLE_TICK)
         return BUSY_TICK if restless else longest
 
@@ -213,6 +222,7 @@ class Primary:
     # -- signals ---------------------------------------------------------------------------------------------------
 
     def _on_signals(self, _mask: int) -> None:
+        self.workforce.has_changed = True
         for number in self._signals.read():
             getattr(self, f"on_{INTENTS[number][0]}")()
 

@@ -51,8 +51,8 @@ class ExitReason:
 class WorkerHandle:
     """One worker process, from the primary's side.
 
-    `pid` is 0 until a mold has said which process it forked for it. `id` is never used again; `slot` is, by the worker that takes this one's place. `restarts` counts how often the
-    slot was filled again after a crash.
+    `pid` is 0 until a mold has said which process it forked for it. `id` is never used again; `slot` is, by the
+    worker that takes this one's place. `restarts` counts how often the slot was filled again after a crash.
     """
 
     def __init__(

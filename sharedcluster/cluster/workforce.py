@@ -45,6 +45,7 @@ from sharedcluster.log import logger
 
 MESSAGES_PER_TURN: Final = 256
 REBALANCE_INTERVAL: Final = 5.0
+_ROUTINE: Final = frozenset((Accepted, Returned, GivenBack, Heartbeat))
 _REMEMBERED_STRAYS: Final = 256
 
 
@@ -83,6 +84,8 @@ class Workforce:
             boot_timeout=config.boot_timeout,
         )
         self.gave_up = ""
+        self.has_changed = True
+        """Something has happened that may need a decision; connections that come and go do not."""
         self._config = config
         self._hand_off = hand_off
         self._selector = selector
@@ -109,6 +112,7 @@ class Workforce:
 
     def act(self, now: float) -> None:
         """Do what has to be done now."""
+        self.has_changed = False
         workers = list(self.workers.values())
         for worker in workers:
             if worker.slot in self._crashes:
@@ -332,6 +336,8 @@ class Workforce:
                 return
             message, fd = received
             handler = self._HANDLERS.get(type(message))
+            if type(message) not in _ROUTINE:
+                self.has_changed = True
             if handler is None:
                 logger.error("worker %d sent a message that is not for the primary: %r", worker.id, message)
             else:

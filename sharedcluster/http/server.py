@@ -178,7 +178,7 @@ class Server:
     def release_when_idle(self, take: Callable[[ReleasedConnection], None] | None) -> None:
         """From now on give each connection that falls idle to `take`, in the hub or in a request's greenlet.
 
-        None ends it. With this a drain closes none: it needs no `Connection: close` while there is somebody to take them.
+        None ends it. With this a drain closes none: it needs no `Connection: close` while somebody takes them.
         """
         self.on_idle = take
 
