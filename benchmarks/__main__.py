@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> None:
-    from benchmarks import code_state, environment, limits, rounds, specials
+    from benchmarks import code_state, environment, limits, rounds, scaling, specials
     from benchmarks.bars import BARS
     from benchmarks.install import left_out
     from benchmarks.results import Results
@@ -61,9 +61,10 @@ def _run(chosen: argparse.Namespace) -> None:
     only = tuple(chosen.peer) and ("sharedcluster", *chosen.peer)
     only = only or (QUICK_PEERS if chosen.quick else ())
     with_bar = {bar.work for bar in BARS}
+    scaled = {scaling.name_of(name): name for name in scaling.SCALED}
     wanted = [
         name
-        for name in (*WORKS, *specials.SPECIALS)
+        for name in (*WORKS, *specials.SPECIALS, *scaled, scaling.SATURATION)
         if (not chosen.quick or name in with_bar) and (not chosen.row or any(text in name for text in chosen.row))
     ]  # fmt: skip
     if not chosen.quick and not chosen.row and path.exists():
@@ -78,6 +79,10 @@ def _run(chosen: argparse.Namespace) -> None:
             code = code_state.current()
             if name in WORKS:
                 results.add(rounds.measure(WORKS[name], scale, redis, only), scale, code)
+            elif name in scaled:
+                results.add(scaling.measure(WORKS[scaled[name]], scale, redis), scale, code)
+            elif name == scaling.SATURATION:
+                results.add(scaling.saturation(scale, redis), scale, code)
             else:
                 special, few = specials.SPECIALS[name], (QUICK_SPECIAL_PEERS, 1) if chosen.quick else (only, 99)
                 results.add(specials.run(special, scale, redis, *few), scale, code)

@@ -29,7 +29,7 @@ def describe() -> dict[str, Any]:
         "redis": _version(["redis-server", "--version"]),
         "node": _version(["node", "--version"]),
         "wrk": _version(["wrk", "--version"]),
-        "packages": _python_packages() | _node_packages(),
+        "packages": python_packages() | _node_packages(),
         "load_average_before": round(os.getloadavg()[0], 2),
     }
 
@@ -49,7 +49,8 @@ def _version(command: list[str]) -> str:
     return found.group(0) if found else "unknown"
 
 
-def _python_packages() -> dict[str, str]:
+def python_packages() -> dict[str, str]:
+    """The versions of the Python packages that matter, by their usual names."""
     command = [str(PYTHON), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     installed = {each["name"].lower(): each["version"] for each in json.loads(done.stdout)}

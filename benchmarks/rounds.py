@@ -64,14 +64,14 @@ def measure(work: Work, scale: Scale, redis: Redis, only: Sequence[str] = ()) ->
         servers = _start(work, scale, redis, row, undo, only)
         for server in list(servers):
             try:
-                _turn(server, work, max(1.0, scale.seconds / 2), redis)  # warm: compilers, caches, lazy imports
+                turn(server, work, max(1.0, scale.seconds / 2), redis)  # warm: compilers, caches, lazy imports
             except (CannotServeError, RuntimeError, ValueError) as error:
                 row.missing[server.peer.name] = _first_line(error)
                 servers.remove(server)
         for number in range(scale.rounds):
             # Each round begins with another server, so that none is always first after a pause.
             for server in servers[number % len(servers) :] + servers[: number % len(servers)]:
-                row.slices.setdefault(server.peer.name, []).append(_turn(server, work, scale.seconds, redis))
+                row.slices.setdefault(server.peer.name, []).append(turn(server, work, scale.seconds, redis))
                 sys.stderr.write(".")
                 sys.stderr.flush()
     sys.stderr.write("\n")
@@ -104,7 +104,8 @@ def _start(work: Work, scale: Scale, redis: Redis, row: Row, undo: ExitStack, on
     return servers
 
 
-def _turn(server: Server, work: Work, seconds: float, redis: Redis) -> Slice:
+def turn(server: Server, work: Work, seconds: float, redis: Redis) -> Slice:
+    """Load one server for some seconds, and account for it."""
     holder = own.Started("holder", str(server.port), str(work.idle), work.path) if work.idle else None
     try:
         plan = Plan(server.port, work.path, work.connections, seconds, method=work.method, login=work.login)
