@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Entry:
     taken: str
     code: CodeState
     scale: Scale
-    servers: Mapping[str, list[Figures]]
+    servers: Mapping[str, Sequence[Figures]]
     missing: Mapping[str, str]
 
     def figure(self, server: str, name: str) -> Summary | None:
@@ -91,12 +91,12 @@ class Results:
         """Keep what was just measured, in the place of an older entry of that name."""
         taken = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
         if isinstance(measured, Row):
-            servers: dict[str, list[Figures]] = {
+            servers: dict[str, Sequence[Figures]] = {
                 name: [_turn(each) for each in slices] for name, slices in measured.slices.items()
             }
             entry = Entry(measured.work, "work", taken, code, scale, servers, measured.missing)
         else:
-            repeats: dict[str, list[Figures]] = {
+            repeats: dict[str, Sequence[Figures]] = {
                 name: [_rounded(each) for each in figures] for name, figures in measured.repeats.items()
             }
             entry = Entry(measured.name, "special", taken, code, scale, repeats, measured.missing)
