@@ -33,12 +33,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.event import Event
 
-from sharedcluster import state
 from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.forking import WorkerContext
 from sharedcluster.cluster.ipc import ChannelClosed
@@ -67,6 +66,9 @@ from sharedcluster.http.server import Server
 from sharedcluster.http.settings import HttpSettings, ListenerFacts, Proxied, ReleasedConnection
 from sharedcluster.http.tls import make_context
 from sharedcluster.log import access_logger, logger, set_up
+
+if TYPE_CHECKING:
+    from sharedcluster.state import SharedState
 
 HEARTBEAT_INTERVAL: Final = 1.0
 LAST_WORDS: Final = 0.5
@@ -193,7 +195,7 @@ class Worker:
         for watcher in self._acceptors:
             watcher.stop()
         if not self._cut:
-            for shared in state.live_states():
+            for shared in live_states():
                 shared.drain()
             if self._gives_back:
                 # Others go on serving: an idle connection moves to them instead of being closed.
@@ -205,7 +207,7 @@ class Worker:
         if left := server.in_flight:
             logger.warning("%d requests were cut", left)
         server.close()
-        for shared in state.live_states():
+        for shared in live_states():
             shared.close()
         if not self._orphaned:
             self._beat()
@@ -337,7 +339,7 @@ class Worker:
         assert server is not None
         counters: dict[str, int] = {}
         redis_state, redis_url, latency = "none", "", 0.0
-        for shared in state.live_states():
+        for shared in live_states():
             facts = shared.facts()
             redis_state = "down" if "down" in (facts.state, redis_state) else facts.state
             redis_url, latency = facts.url, facts.latency_ms
@@ -389,6 +391,12 @@ class Worker:
         if self._server is not None:
             self._server.close()
         os._exit(0)
+
+
+def live_states() -> list[SharedState]:
+    """The shared states of the application; none, and no redis loaded for it, if it does not use the extension."""
+    room = sys.modules.get("sharedcluster.state")
+    return room.live_states() if room is not None else []
 
 
 def ignore_the_terminal() -> None:

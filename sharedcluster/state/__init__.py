@@ -6,6 +6,7 @@ in it hangs on two connections, the data connection (`connection.GroupCommit`) a
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -15,9 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sharedcluster.errors import Bug
+from sharedcluster.errors import Bug, RedisNeededError
 from sharedcluster.state.broadcast import Broadcast
 from sharedcluster.state.cache import Cache
+from sharedcluster.state.checks import check_server
 from sharedcluster.state.codec import make_codec
 from sharedcluster.state.connection import Address, GroupCommit
 from sharedcluster.state.leases import LeaseKeeper
@@ -28,7 +30,19 @@ from sharedcluster.state.sessions import SessionStore
 from sharedcluster.state.settings import StateSettings
 from sharedcluster.state.subscriber import Subscriber
 
-__all__ = ["SharedState", "StateFacts", "StateSettings", "live_states"]
+__all__ = ["SharedState", "StateFacts", "StateSettings", "live_states", "process_id"]
+
+log = logging.getLogger("sharedcluster.state")
+
+# A system call per use would be a noticeable part of a warm read.
+_PROCESS = [os.getpid()]
+os.register_at_fork(after_in_child=lambda: _PROCESS.__setitem__(0, os.getpid()))
+
+
+def process_id() -> int:
+    """`os.getpid()`, remembered until the next fork."""
+    return _PROCESS[0]
+
 
 _LIVE: weakref.WeakSet[SharedState] = weakref.WeakSet()
 
@@ -96,7 +110,7 @@ class SharedState:
         for near in (self._session_near, self.cache.near, self._dict_near):
             self.subscriber.on_gap.append(near.forget)
         self.subscriber.on_gap.append(self._watchers.hear_gap)
-        self._pid = os.getpid()
+        self._pid = process_id()
         self._is_started = False
         self._start_lock = threading.Lock()
 
@@ -112,13 +126,26 @@ class SharedState:
         Raises:
             Bug: This object was made before a fork and used after it.
         """
-        if self._pid != os.getpid():
-            raise Bug(f"shared state of process {self._pid} used in process {os.getpid()}: make it after the fork")
+        if self._pid != process_id():
+            raise Bug(f"shared state of process {self._pid} used in process {process_id()}: make it after the fork")
         with self._start_lock:
             if not self._is_started:
                 self._is_started = True
                 _LIVE.add(self)
+                self.subscriber.on_first_pulse.append(self._report_check)
                 self.subscriber.start()
+
+    def check(self) -> list[str]:
+        """See `checks.check_server`: warnings, or RedisNeededError."""
+        return check_server(self.address, self.namespace)
+
+    def _report_check(self) -> None:
+        """Once, in the background: what is wrong is logged in words, while requests get their 503."""
+        try:
+            for warning in self.check():
+                log.warning("%s", warning)
+        except RedisNeededError as error:
+            log.error("%s", error)  # noqa: TRY400 - the text says it all, a traceback would only hide it
 
     def drain(self) -> None:
         """The worker ends soon: streams are closed so that they resume elsewhere; sessions and cache go on working."""
@@ -201,4 +228,4 @@ class SharedState:
 
 def live_states() -> list[SharedState]:
     """The started ones of this process: what a worker drains, closes and reports without knowing Flask."""
-    return [state for state in _LIVE if state._pid == os.getpid()]
+    return [state for state in _LIVE if state._pid == process_id()]

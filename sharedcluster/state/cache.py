@@ -213,8 +213,10 @@ class Cache:
 
     def _fly(self, flight: _Flight, job: _Job) -> Any:
         try:
-            flight.value = self._look_up_or_compute(job)
-            return flight.value
+            value, is_for_all = self._look_up_or_compute(job)
+            if is_for_all:
+                flight.value = value
+            return value
         except BaseException as error:
             flight.error = error
             raise
@@ -224,20 +226,26 @@ class Cache:
                     del self._flights[job.name]
             flight.done.set()
 
-    def _look_up_or_compute(self, job: _Job) -> Any:
+    def _look_up_or_compute(self, job: _Job) -> tuple[Any, bool]:
+        """The value, and whether those who wait may have it too: what is not kept is not handed around either."""
         give_up_at = time.monotonic() + self._settings.cache_wait_timeout
         while True:
             try:
                 found = self._ask(job)
             except StateUnavailableError:
                 self._counts["cache_unavailable"] += 1
-                return job.compute()
+                return self._compute_only(job)
             if isinstance(found, CacheEntry):
-                return self._use(found, job)
+                return self._use(found, job), True
             if isinstance(found, _Lease):
                 return self._compute_and_store(job, found)
             if time.monotonic() >= give_up_at:
-                return job.compute()
+                return self._compute_only(job)
+
+    @staticmethod
+    def _compute_only(job: _Job) -> tuple[Any, bool]:
+        value = job.compute()
+        return value, job.keep(value)
 
     def _ask(self, job: _Job, ignore: str = "") -> CacheEntry | _Lease | None:
         """One round trip: a value, the lease, or None after having waited for the one who holds it."""
@@ -272,7 +280,7 @@ class Cache:
                 if not events:
                     del self._waiting[job.name]
 
-    def _compute_and_store(self, job: _Job, lease: _Lease) -> Any:
+    def _compute_and_store(self, job: _Job, lease: _Lease) -> tuple[Any, bool]:
         self._keeper.keep(lease.lease)
         started_at = time.monotonic()
         is_stored = False
@@ -281,7 +289,7 @@ class Cache:
             if job.keep(value):
                 is_stored = True
                 self._store_leased(job, lease, value, time.monotonic() - started_at)
-            return value
+            return value, is_stored
         finally:
             self._keeper.let_go(lease.lease)
             if not is_stored:

@@ -378,11 +378,10 @@ class GroupCommit:
 
     def _wait(self, ticket: _Ticket) -> None:
         """Sleep until the ticket is answered, failed, or given the lead."""
-        # Twice: the exchange under way and our own. It is a bound of last resort; leaders have their own timeouts.
-        patience = 2 * (self._settings.connect_timeout + self._settings.socket_timeout) + 0.5
+        # Without a timeout of its own, which would cost a timer per command: whoever leads is bounded by those of the
+        # socket, and wakes everybody it answers, fails or passes the lead to, whatever happens to itself.
         try:
-            if not ticket.wake.acquire(timeout=patience):
-                self._abandon(ticket)
+            ticket.wake.acquire()
         except BaseException:  # killed while waiting
             self._abandon(ticket)
             raise
@@ -392,7 +391,7 @@ class GroupCommit:
         with self._lock:
             ticket.abandoned = True
             batch, ticket.batch = ticket.batch, None
-            ticket.fail("it was not this command's turn in time")
+            ticket.fail("its caller has gone")
             if batch is not None:
                 self._queue.extendleft(reversed(batch))
         if batch is not None:

@@ -28,7 +28,7 @@ from sharedcluster.state.connection import Argument, Command, GroupCommit, scrip
 from sharedcluster.state.cookie import Cookie, CookieSigner, new_sid
 from sharedcluster.state.merge import merge
 from sharedcluster.state.near import Near
-from sharedcluster.state.session import Session, SessionDelta, SessionLoader, SessionRecord
+from sharedcluster.state.session import Session, SessionDelta, SessionRecord
 from sharedcluster.state.settings import StateSettings
 
 # A session is touched, and its cookie issued again, when this part of its idle time has passed.
@@ -71,7 +71,7 @@ class SessionInfo:
     version: int
 
 
-class SessionStore(SessionLoader):
+class SessionStore:
     """Loads and saves sessions; knows no Flask.
 
     Args:
@@ -105,36 +105,31 @@ class SessionStore(SessionLoader):
 
     def open(self, signer: CookieSigner, read_cookies: Callable[[], Iterable[str]], idle: float) -> Session:
         """The session of a request; nothing is read or verified until somebody looks at it."""
-        return Session(self, lambda: verify_first(signer, read_cookies()), idle)
+        return Session(_Source(self, signer, read_cookies, idle))
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
-    def load(
-        self, read_cookie: Callable[[], Cookie | None], idle: float
-    ) -> tuple[Cookie | None, SessionRecord | None]:
-        """See `SessionLoader`. From memory if that is at least as new as the cookie, else from Redis."""
-        cookie = read_cookie()
-        if cookie is None:
-            return None, None
+    def load(self, cookie: Cookie, idle: float, *, fresh: bool = False) -> SessionRecord | None:
+        """What there is for a cookie: from memory if that is at least as new as the cookie, else from Redis."""
         name = cookie.name
         entry = self._near.get(name)
         # A cookie as old as the idle time may belong to a session that has ended by itself, which sends no message.
         is_live = _now_ms() < cookie.issued + idle * 1000
-        if entry is not None and is_live and entry.value.version >= cookie.version:
+        if entry is not None and is_live and not fresh and entry.value.version >= cookie.version:
             self._counts["session_near_hits"] += 1
             self._near.note_use(name)
-            return cookie, entry.value
+            return entry.value
         begun = self._near.begin()
         record = self._parse(self._commit.call("HGETALL", self._prefix + name, idempotent=True))
         self._counts["session_loads"] += 1
         if record is None:
             self._counts["session_unknown"] += 1
             self._near.drop(name)
-            return cookie, None
+            return None
         if record.version < cookie.version:
             self._counts["session_regressed"] += 1
         self._keep_near(name, record, begun)
-        return cookie, record
+        return record
 
     def _keep_near(self, name: str, record: SessionRecord, begun: int) -> None:
         self._near.fill(name, record, begun, mark=b"%d" % record.version, size=record.size)
@@ -240,16 +235,17 @@ class SessionStore(SessionLoader):
 
     def _merge(self, session: Session, delta: SessionDelta, conflicts: list[bytes]) -> SessionDelta:
         """Bring together what others wrote into our keys and what we did."""
-        written = dict(delta.written)
+        written, stored = dict(delta.written), dict(session._stored)
         for raw_name, theirs in zip(conflicts[::2], conflicts[1::2], strict=True):
             name = raw_name.decode()
             key = name[1:] if name.startswith("@@") else name
-            base = session._stored.get(key)
+            base = stored.get(key)
             if theirs:
                 mine = self.codec.decode(written[key])
                 merged = merge(self.codec.decode(base) if base else None, self.codec.decode(theirs), mine)
                 written[key] = self.codec.encode(merged)
-            session._stored[key] = theirs
+            stored[key] = theirs
+        session._stored = stored
         return SessionDelta(written, delta.removed)
 
     def _saved(
@@ -278,7 +274,7 @@ class SessionStore(SessionLoader):
         return self._set_cookie(cookie, version, signer)
 
     def _set_cookie(self, cookie: Cookie, version: int, signer: CookieSigner) -> SaveOutcome:
-        return SaveOutcome(CookieAction.SET, signer.sign(Cookie(cookie.sid, version, _now_ms())))
+        return SaveOutcome(CookieAction.SET, signer.sign(cookie.renewed(version, _now_ms())))
 
     def _save_command(
         self,
@@ -318,7 +314,7 @@ class SessionStore(SessionLoader):
                     f"session[{key!r}] is {len(raw)} bytes, more than SHAREDCLUSTER_SESSION_FIELD_LIMIT"
                     f" ({self._settings.session_field_limit}). Keep large values in the cache or a database."
                 )
-        total = sum(map(len, (session._stored | dict(delta.written)).values()))
+        total = sum(map(len, session._stored.values())) + sum(map(len, delta.written.values()))
         if total > self._settings.session_limit:
             raise SessionTooLargeError(
                 f"the session is {total} bytes, more than SHAREDCLUSTER_SESSION_LIMIT"
@@ -379,6 +375,24 @@ class SessionStore(SessionLoader):
         if stale := set(names) - {info.id for info in found}:
             self._commit.call("ZREM", index, *stale, idempotent=True)
         return sorted(found, key=lambda info: info.created_at)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A session's source outside Flask; see `session.SessionSource`."""
+
+    store: SessionStore
+    signer: CookieSigner
+    read_cookies: Callable[[], Iterable[str]]
+    idle: float
+
+    @property
+    def codec(self) -> Codec:
+        return self.store.codec
+
+    def fetch(self, *, fresh: bool = False) -> tuple[Cookie | None, SessionRecord | None]:
+        cookie = verify_first(self.signer, self.read_cookies())
+        return cookie, self.store.load(cookie, self.idle, fresh=fresh) if cookie is not None else None
 
 
 def verify_first(signer: CookieSigner, values: Iterable[str]) -> Cookie | None:

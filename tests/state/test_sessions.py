@@ -407,7 +407,7 @@ def test_redis_never_sees_the_id(state: SharedState) -> None:
     browser = Browser()
     browser.set(state, a=1)
     sid = SIGNER.verify(browser.cookie).sid  # type: ignore[union-attr]
-    keys = state.commit.call("KEYS", f"{state.namespace}:*")
+    keys = state.commit.call("KEYS", f"{state.namespace}:s:*")
     assert len(keys) == 1
     assert sid.encode() not in keys[0]
 
