@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -56,6 +57,7 @@ def _run(chosen: argparse.Namespace) -> None:
     from benchmarks.work import WORKS
 
     limits.raise_open_files()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that no server is left behind
     path = QUICK if chosen.quick else LATEST
     scale = rounds.Scale(1.0, 2) if chosen.quick else rounds.Scale(chosen.seconds, chosen.rounds)
     only = tuple(chosen.peer) and ("sharedcluster", *chosen.peer)

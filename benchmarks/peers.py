@@ -91,7 +91,7 @@ def _uwsgi(place: Place) -> list[str]:
     return [
         str(BIN / "uwsgi"), "--http", f"127.0.0.1:{place.port}", "--http-keepalive", "--master", "--need-app",
         "--processes", str(place.workers), "--module", PEER_APPS[place.family], "--disable-logging", "--listen",
-        "1024", "--pythonpath", str(ROOT), *threads,
+        "1024", "--die-on-term", "--pythonpath", str(ROOT), *threads,
     ]  # fmt: skip
 
 

@@ -143,7 +143,19 @@ class Redis:
         if self.program is None:
             return self
         port = free_port()
-        command = [self.program, "--port", str(port), "--save", "", "--appendonly", "no", "--loglevel", "warning"]
+        command = [
+            self.program,
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--loglevel",
+            "warning",
+        ]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/")
 
         def listens() -> bool:
