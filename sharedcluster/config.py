@@ -97,7 +97,7 @@ def parse_size(text: str) -> int:
     unit = text.strip()[len(number) :].lower().removesuffix("b").removesuffix("i")
     try:
         return int(float(number) * _UNITS[unit])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
         raise ValueError(f"{text!r} is not a size, as in 65536, 64K or 1.5G") from error
 
 
@@ -435,6 +435,17 @@ def check_environment(environ: Mapping[str, str]) -> list[str]:
 
 
 OTHER_VARIABLES: Final = frozenset(
-    ENV_PREFIX + name for name in ("WORKER_ID", "SLOT", "REDIS_URL", "RUNTIME_DIR", "STATE_DIR", "NAMESPACE", "CONFIG")
+    ENV_PREFIX + name
+    for name in (
+        "WORKER_ID",
+        "SLOT",
+        "REDIS_URL",
+        "RUNTIME_DIR",
+        "STATE_DIR",
+        "NAMESPACE",
+        "CONFIG",
+        "UPGRADE",
+        "COMPLETE",
+    )
 )
 """Variables of ours that are no settings: what a worker is told, and where the runtime folder is."""

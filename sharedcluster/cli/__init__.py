@@ -10,10 +10,10 @@ import sys
 
 import click
 
-import sharedcluster
 from sharedcluster.cli import keeping, load_test, logs, looking, monit, saving, serving, templates
 from sharedcluster.control.protocol import ControlError
 from sharedcluster.errors import AppLoadError, UserError
+from sharedcluster.version import VERSION
 
 EXAMPLES = """
 \b
@@ -63,7 +63,7 @@ class Verbs(click.Group):
     epilog=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-@click.version_option(message="%(version)s", version=sharedcluster.__version__)
+@click.version_option(message="%(version)s", version=VERSION)
 def cli() -> None:
     """One Flask app on all cores, with one state."""
 

@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
-import sharedcluster
 from sharedcluster.cluster import events
 from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.forking import MoldContext, MoldMain, WorkerContext, WorkerMain
@@ -38,6 +37,7 @@ from sharedcluster.config import Config
 from sharedcluster.control.server import ControlServer
 from sharedcluster.errors import UserError
 from sharedcluster.log import logger, set_up
+from sharedcluster.version import VERSION
 
 IDLE_TICK: Final = 1.0
 BUSY_TICK: Final = 0.05
@@ -97,6 +97,7 @@ class Primary:
         self._ticket_key = os.urandom(TICKET_KEY_BYTES)
         self._closing_at: float | None = None
         self._stop_deadline: float | None = None
+        self._act_at = 0.0
         self._handed_over = False
         self._cut = 0
         self.hand_off = HandOff(
@@ -115,12 +116,19 @@ class Primary:
             self._close_in_child,
             on_forked=self.workforce.forked,
             on_failed=self.workforce.mold_failed,
+            boot_timeout=self.config.boot_timeout,
         )
 
     def answer(self, control: Callable[[selectors.BaseSelector], ControlServer]) -> None:
         """Take commands of operators; the control server runs in the primary's own loop."""
         self._control = control(self._selector)
         self._control.start()
+
+    def stop_answering(self) -> None:
+        """Close the control socket; does nothing if it is closed."""
+        if self._control:
+            self._control.close()
+            self._control = None
 
     def watch(self, fd: int, callback: Callable[[int], None]) -> None:
         """Have the loop call `callback` whenever `fd` is readable."""
@@ -139,6 +147,11 @@ class Primary:
         try:
             while True:
                 now = time.monotonic()
+                self.hand_off.watch(now)
+                if now < self._act_at and not self.workforce.has_changed:
+                    # Most turns only pass connections on; then nothing has to be decided.
+                    self._turn(self._act_at - now)
+                    continue
                 self._advance_stop(now)
                 self.workforce.act(now)
                 if self.workforce.gave_up and not self.exit_code:
@@ -147,16 +160,19 @@ class Primary:
                     continue
                 if self.workforce.is_leaving and not self.workforce.workers:
                     return self.exit_code
-                self.hand_off.watch(now)
                 self.notifier.beat(now)
-                for key, mask in self._selector.select(self._tick()):
-                    key.data(mask)
-                self.hand_off.dispatch()
+                self._act_at = now + self._tick()
+                self._turn(self._tick())
         finally:
             self._close()
 
+    def _turn(self, timeout: float) -> None:
+        for key, mask in self._selector.select(timeout):
+            key.data(mask)
+        self.hand_off.dispatch()
+
     def _tick(self) -> float:
-        """How long the loop may sleep when nothing happens."""
+        """How long nothing needs to be decided, if nothing happens."""
         restless = self.is_stopping or self.workforce.is_restless or self.hand_off.is_waiting
         longest = min(IDLE_TICK, self.notifier.interval or IDLE_TICK)
         return BUSY_TICK if restless else longest
@@ -164,8 +180,7 @@ class Primary:
     def _close(self) -> None:
         self._cut += self.hand_off.close(keep_files=self._handed_over)
         self.workforce.nursery.close()
-        if self._control:
-            self._control.close()
+        self.stop_answering()
         self._signals.restore()
         self._selector.close()
         self._signals.close()
@@ -213,6 +228,7 @@ class Primary:
     # -- signals ---------------------------------------------------------------------------------------------------
 
     def _on_signals(self, _mask: int) -> None:
+        self.workforce.has_changed = True
         for number in self._signals.read():
             getattr(self, f"on_{INTENTS[number][0]}")()
 
@@ -243,7 +259,13 @@ class Primary:
         """A new generation; a second call during the first is done after it."""
         if not self.is_stopping:
             self.notifier.reloading()
-            self.workforce.reload(when_over)
+            self.workforce.reload(lambda failure: self._reload_is_over(failure, when_over))
+
+    def _reload_is_over(self, failure: str, when_over: Callable[[str], None] | None) -> None:
+        if failure:
+            self.notifier.ready(self.desired_workers)  # systemd waits for this after RELOADING, however it went
+        if when_over is not None:
+            when_over(failure)
 
     def on_scale_up(self) -> None:
         """One worker more."""
@@ -292,9 +314,7 @@ class Primary:
         now = time.monotonic()
         self._closing_at = now
         self._stop_deadline = now + self.config.graceful_timeout
-        if self._control:
-            self._control.close()
-            self._control = None
+        self.stop_answering()
         self.hand_off.stop_accepting()
         self._say_draining()
 
@@ -337,6 +357,11 @@ class Primary:
     # -- what others ask -------------------------------------------------------------------------------------------
 
     @property
+    def was_handed_over(self) -> bool:
+        """Whether another primary serves in this one's place."""
+        return self._handed_over
+
+    @property
     def is_stopping(self) -> bool:
         """Whether it is on its way out."""
         return self._closing_at is not None
@@ -356,7 +381,7 @@ class Primary:
         facts = ClusterFacts(
             name=self.name,
             pid=os.getpid(),
-            version=sharedcluster.__version__,
+            version=VERSION,
             state=state,
             generation=self.workforce.desired.serving_generation,
             policy=self.config.policy,

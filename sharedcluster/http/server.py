@@ -61,6 +61,8 @@ class Server:
         self.loop: Any = self.hub.loop
         self.wheel = Wheel()
         self.greenlets = GreenletPool(self.hub, Exchange)
+        self.parked = self.greenlets.parked
+        self.in_flight = 0
         self.counters = Counters()
         self.is_draining = False
         self.on_idle: Callable[[ReleasedConnection], None] | None = None
@@ -155,18 +157,13 @@ class Server:
         return len(self._connections)
 
     @property
-    def in_flight(self) -> int:
-        """Requests being served."""
-        return self.counters.in_flight
-
-    @property
     def requests(self) -> int:
         """Requests served since the start."""
         return self.counters.requests
 
     def stats(self) -> HttpStats:
         """All counters at once, for a heartbeat."""
-        return self.counters.picture(len(self._connections))
+        return self.counters.picture(len(self._connections), self.in_flight)
 
     def release_idle(self, most: int | None = None) -> list[ReleasedConnection]:
         """Let go of the connections that are between two requests, and return them; nothing of them is closed."""
@@ -225,7 +222,7 @@ class Server:
     def count(self, exchange: Exchange) -> None:
         """An exchange is over."""
         counters = self.counters
-        counters.in_flight -= 1
+        self.in_flight -= 1
         counters.requests += 1
         counters.bytes_out += exchange.bytes_out
         if exchange.response is not None:
@@ -236,7 +233,9 @@ class Server:
             environ = exchange.head.environ
             if exchange.request_id is not None:
                 environ = {**environ, "sharedcluster.request_id": exchange.request_id}
-            self._log_access(environ, exchange.response.code, exchange.bytes_out, seconds)
+            self._log_access(
+                environ, exchange.response.code, exchange.bytes_out - len(exchange.response.data), seconds
+            )
 
     def count_refusal(self, refused: Refused, connection: Connection) -> None:
         """A message was refused."""

@@ -28,6 +28,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from sharedcluster.cluster.molds import become_subreaper
 from sharedcluster.cluster.supervision import CRASH_BUDGET, DELAY_FACTOR, FIRST_DELAY, FORGIVEN_AFTER, MAX_DELAY
 from sharedcluster.control import client
 from sharedcluster.errors import SharedClusterError, UserError
@@ -39,7 +40,9 @@ from sharedcluster.operating.rotation import Rotator
 from sharedcluster.operating.spec import log_paths, next_time
 from sharedcluster.operating.watching import Watcher
 
-FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1)
+FORWARDED: Final = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
+)  # fmt: skip
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 HOPELESS_CODES: Final = (2, 3)
 """Exit codes that starting again does not mend: the settings are wrong, or the application does not work."""
@@ -66,7 +69,8 @@ class Attendant:
             restarts=record.state.restarts,
             cpu_seconds=record.state.cpu_seconds,
         )
-        self._child: subprocess.Popen[bytes] | None = None
+        self._primary = 0
+        self._successor = 0
         self._report_fd = -1
         self._unread = b""
         self._ready_since: float | None = None
@@ -79,6 +83,7 @@ class Attendant:
         signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
         for number in (*FORWARDED, signal.SIGCHLD):
             signal.signal(number, lambda _number, _frame: None)
+        become_subreaper()  # a primary that replaced itself is still our child when the old one has left
         signal.signal(signal.SIGIO, signal.SIG_IGN)  # a lease that is broken while it is held (rotation)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_signals)
         self._files = LogFiles(*log_paths(self._spec, records.logs_folder()))
@@ -136,7 +141,7 @@ class Attendant:
 
     def _reopen(self) -> bool:
         self._set_up_log()
-        if self._child is not None and not self._ready_since:
+        if self._primary and not self._ready_since:
             return False  # before its loop runs, the signal would end it
         self._signal(signal.SIGUSR1)
         return True
@@ -153,16 +158,17 @@ class Attendant:
         read, write = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read, False)
         variables = {**self._spec.variables, "SHAREDCLUSTER_STATE_DIR": str(records.state_folder())}
-        self._child = subprocess.Popen(
+        child = subprocess.Popen(
             [sys.executable, "-m", "sharedcluster.operating.attended", self._name, str(write)],
             cwd=self._spec.cwd, env=variables, stdin=subprocess.DEVNULL, pass_fds=(write,),
         )  # fmt: skip
         os.close(write)
+        self._primary, child.returncode = child.pid, 0  # it is waited for in `_reap`
         self._report_fd, self._unread = read, b""
         self._selector.register(read, selectors.EVENT_READ, self._on_report)
         if self._was_ready:
             self._state = replace(self._state, restarts=self._state.restarts + 1)
-        self._change(state="starting", primary=ProcessId.of(self._child.pid))
+        self._change(state="starting", primary=ProcessId.of(self._primary))
 
     def _on_report(self) -> None:
         try:
@@ -181,6 +187,8 @@ class Attendant:
     def _on_fact(self, fact: dict[str, Any]) -> None:
         if "control" in fact:
             self._change(control=fact["control"])
+        elif "ready" in fact and fact["pid"] != self._primary:
+            self._successor = fact["pid"]  # of an upgrade; the old primary drains and leaves
         elif "ready" in fact:
             self._ready_since = time.monotonic()
             self._was_ready = True
@@ -205,14 +213,15 @@ class Attendant:
     def _on_signal(self, number: signal.Signals) -> None:
         if number in STOPPING:
             self._stopping = True
-            if self._child is None:
+            if not self._primary:
                 self._change(state="stopped")
         self._signal(number)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._child is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self._child.pid, number)
+        for pid in (self._successor, self._primary):
+            if pid:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def _reap(self) -> None:
         while True:
@@ -222,9 +231,10 @@ class Attendant:
                 return
             if pid == 0:
                 return
-            if self._child is not None and pid == self._child.pid:
-                self._child.returncode = os.waitstatus_to_exitcode(status)
-                self._ended(self._child.returncode, usage.ru_utime + usage.ru_stime)
+            if pid == self._primary:
+                self._ended(os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime)
+            elif pid == self._successor:
+                self._successor = 0
             else:
                 self._rotator.reaped(pid)
 
@@ -232,8 +242,12 @@ class Attendant:
         if self._report_fd >= 0:  # its last words
             with suppress(KeyError):
                 self._on_report()
+        if self._successor:
+            self._primary, self._successor = self._successor, 0
+            self._change(primary=ProcessId.of(self._primary), cpu_seconds=self._state.cpu_seconds + cpu_seconds)
+            return
         served = 0.0 if self._ready_since is None else time.monotonic() - self._ready_since
-        self._child, self._ready_since = None, None
+        self._primary, self._ready_since = 0, None
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         self._state = replace(
             self._state, primary=None, ended=how, ended_at=time.time(), exit_code=code,

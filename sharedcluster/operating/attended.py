@@ -23,23 +23,20 @@ from sharedcluster.starting import start
 
 
 class Report:
-    """The pipe to the attendant. It is never waited for: an attendant that is stopped must not stop a primary."""
+    """The pipe to the attendant. It is never waited for: an attendant that is stopped must not stop a primary.
+
+    It stays open when this program is replaced (USR2), so that the new one reports over it too.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         os.set_blocking(fd, False)
-        os.set_inheritable(fd, False)
-        os.register_at_fork(after_in_child=self._close)  # workers do not keep it open
-
-    def _close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        os.set_inheritable(fd, True)
 
     def say(self, **facts: Any) -> None:
         """Tell the attendant."""
         with suppress(OSError):
-            os.write(self._fd, json.dumps(facts).encode() + b"\n")
+            os.write(self._fd, json.dumps({"pid": os.getpid(), **facts}).encode() + b"\n")
 
     def observe(self, primary: Primary) -> None:
         """Tell what the attendant wants to know of a cluster."""
