@@ -196,6 +196,9 @@ def read(path: Path, fallback_name: Callable[[str], str]) -> Ecosystem:
         if name in sections:
             raise ConfigError(f"{path}: two apps are named {name!r}.")
         checked = _checked(section, f"{path.name} [{name}]")
+        for place, env in ((path.name, common.get("env", {})), (f"{path.name} [{name}]", checked.get("env", {}))):
+            if not isinstance(env, dict):
+                raise ConfigError(f"{place}: env is not a table of variables.")
         env = {**common.get("env", {}), **checked.get("env", {})}
         sections[check_name(name)] = {**common, **checked, **({"env": env} if env else {})}
     if not sections:

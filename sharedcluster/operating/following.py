@@ -89,7 +89,7 @@ def _tail(path: str, count: int, wanted: Callable[[Line], bool]) -> Iterator[Lin
 
 def _backwards(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
-        position = file.seek(0, os.SEEK_END)
+        position = size = file.seek(0, os.SEEK_END)
         rest = b""
         is_end = True
         while position > 0:
@@ -103,7 +103,7 @@ def _backwards(path: Path) -> Iterator[str]:
             for raw in reversed(complete):
                 yield raw.decode("utf-8", "replace")
             rest = first
-        if rest:
+        if size:
             yield rest.decode("utf-8", "replace")
 
 
