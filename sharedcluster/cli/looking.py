@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from sharedcluster.cli.tables import duration, facts_block, megabytes, table
+from sharedcluster.cli.tables import duration, facts_block, megabytes, say, table
 from sharedcluster.cli.targets import Target, choose, known, names_argument, with_address
 from sharedcluster.control import client
 from sharedcluster.control.protocol import ControlError
@@ -89,7 +89,7 @@ def list_command(as_json: bool) -> None:
         return
     header = ["id", "name", "state", "pid", "uptime", "workers", "restarts", "conns", "requests", "cpu", "mem",
               "address", "note"]  # fmt: skip
-    click.echo(table(header, [_row(each) for each in seen], left=(1, 2, 11, 12), state=2))
+    say(table(header, [_row(each) for each in seen], left=(1, 2, 11, 12), state=2))
 
 
 def _row(seen: Seen) -> list[str]:
@@ -154,7 +154,7 @@ def status(names: tuple[str, ...], name: str, control: str, as_json: bool) -> No
         paths = [_running(target) for target in choose(names, name)]
     for number, path in enumerate(paths):
         facts = client.call(path, "status")["status"]
-        click.echo(json.dumps(facts, indent=2) if as_json else ("\n" if number else "") + status_table(facts))
+        say(json.dumps(facts, indent=2) if as_json else ("\n" if number else "") + status_table(facts))
 
 
 def _running(target: Target) -> Path:
@@ -213,7 +213,7 @@ def describe(names: tuple[str, ...], name: str, control: str, as_json: bool) -> 
         click.echo(f"{target.name}  {seen.state}" + (f"  ({seen.note})" if seen.note else ""))
         click.echo(facts_block(_described(seen)))
         if seen.facts is not None:
-            click.echo("\n" + status_table(seen.facts))
+            say("\n" + status_table(seen.facts))
         if target.record is not None and (failure := _failure(seen)):
             click.echo(f"\nlast failure:\n{failure}")
 

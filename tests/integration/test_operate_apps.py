@@ -1,4 +1,4 @@
-"""Applications that are kept: started detached, listed, reloaded, killed, brought back, errored, saved, resurrected."""
+"""Applications that are kept: started detached, reloaded, killed, brought back, errored, saved, resurrected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.kept_apps import APP, Desk
@@ -137,7 +136,7 @@ def test_an_app_that_does_not_load(desk: Desk) -> None:
     assert desk.apps()["broken"]["state"] == "errored"
     described = desk.cli("describe", "broken").stdout
     assert "ValueError: the configuration is missing" in described
-    assert not psutil.pid_exists(desk.recorded("broken")["attendant"]["pid"])
+    wait_until(lambda: not desk.apps()["broken"]["attended"], "its attendant has left")
 
 
 def test_workers_that_never_come_up_end_as_errored(desk: Desk) -> None:
@@ -166,7 +165,9 @@ def test_two_starts_at_once(desk: Desk) -> None:
     """One wins; the other says that it runs, and nothing runs twice."""
     codes: list[int] = []
     command = ("start", "shop:app", "--name", "shop", "-w", "1", "--port", "0", "--redis", "none")
-    threads = [threading.Thread(target=lambda: codes.append(desk.cli(*command, ok=False).returncode)) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: codes.append(desk.cli(*command, ok=False).returncode)) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -212,7 +213,7 @@ def test_wait_ready(desk: Desk) -> None:
 
 
 def test_save_and_resurrect(desk: Desk) -> None:
-    """What runs is saved, comes back with its environment; an empty list is not saved by accident, a broken one kept."""
+    """What runs comes back with its environment; an empty list is not saved by accident, a broken one is kept."""
     desk.write("sharedcluster.toml", FILE)
     desk.cli("start", "--only", "shop", "--env", "production")
     desk.cli("save")
