@@ -60,6 +60,8 @@ def _see_kept(target: Target, record: Record, facts: Mapping[str, Any] | None, s
         note = "" if attended else "nobody attends it: restart it"
         if state.restarts and state.ended:
             note = note or f"{state.ended} {duration(time.time() - state.ended_at)} ago"
+        if lost := facts["counters"].get("log_lines_lost"):
+            note = f"{lost} log lines lost" + (f"; {note}" if note else "")
         return Seen(target, "starting" if state.state == "starting" else facts["state"], note, facts)
     if record.has_primary():
         word = "starting" if state.state == "starting" else "no answer"

@@ -93,6 +93,7 @@ def test_a_full_disk_does_not_hold_up_a_worker(desk: Desk) -> None:
     desk.start("--out-file", "/dev/full", "--error-file", str(desk.folder / "err.log"))
     assert desk.get("/print/0/500").status == 200
     wait_until(lambda: desk.status()["counters"].get("log_lines_lost") == 500, "the loss is counted")
+    assert "500 log lines lost" in desk.cli("list").stdout
 
 
 def test_logs_chooses_and_says_who(desk: Desk) -> None:
