@@ -17,13 +17,13 @@ from typing import Any
 
 import click
 
-import sharedcluster
 from sharedcluster import config as configuration
 from sharedcluster.cluster.signals import as_table
 from sharedcluster.config import Resolved, Setting
 from sharedcluster.control import client
 from sharedcluster.control.protocol import ControlError
 from sharedcluster.errors import AppLoadError, UserError
+from sharedcluster.version import VERSION
 
 EXAMPLES = """
 \b
@@ -66,7 +66,7 @@ def show_error(error: UserError) -> None:
 
 
 @click.group(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(message="%(version)s", version=sharedcluster.__version__)
+@click.version_option(message="%(version)s", version=VERSION)
 def cli() -> None:
     """One Flask app on all cores, with one state."""
 

@@ -402,6 +402,6 @@ def check_environment(environ: Mapping[str, str]) -> list[str]:
 
 
 OTHER_VARIABLES: Final = frozenset(
-    ENV_PREFIX + name for name in ("WORKER_ID", "SLOT", "REDIS_URL", "RUNTIME_DIR", "NAMESPACE", "CONFIG")
+    ENV_PREFIX + name for name in ("WORKER_ID", "SLOT", "REDIS_URL", "RUNTIME_DIR", "NAMESPACE", "CONFIG", "UPGRADE")
 )
 """Variables of ours that are no settings: what a worker is told, and where the runtime folder is."""

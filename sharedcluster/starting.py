@@ -6,6 +6,7 @@ with the exit code of its kind.
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import json
 import os
@@ -16,14 +17,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-import sharedcluster
 from sharedcluster import redis_server
 from sharedcluster.cluster import events
 from sharedcluster.cluster.commands import Commands
@@ -37,6 +37,9 @@ from sharedcluster.control.protocol import check_name, runtime_folder
 from sharedcluster.control.server import ControlServer
 from sharedcluster.errors import AppLoadError, BindError, ConfigError, RedisNeededError, UserError
 from sharedcluster.log import logger, set_up
+from sharedcluster.upgrading import Inheritance, Predecessor, Successor
+from sharedcluster.version import VERSION
+from sharedcluster.watching import watching
 
 PROBE_TIMEOUT: Final = 3.0
 
@@ -47,20 +50,24 @@ def start(resolved: Resolved) -> int:
     set_up("primary", level=config.log_level, style=config.log_format)
     for warning in check_environment(os.environ):
         logger.warning("%s", warning)
+    inherited = Inheritance.from_environment()
     with ExitStack() as undo:
-        listeners = _bind_all(config, undo)
-        redis = _Redis(config, undo)
+        listeners = _adopt(inherited, config) if inherited else _bind_all(config, undo)
+        redis = _Redis(config, undo, inherited)
+        primary = _build(config, listeners, redis, inherited)
+        undo.callback(redis.leave, primary)
+        undo.callback(primary.stop_answering)
         found = check_application(config, redis.url)
         if found["shares_state"] and not redis.url:
             raise RedisNeededError(
                 "The application shares sessions or caches, and there is no Redis (--redis none).",
                 advice="Leave --redis out, or name one: --redis redis://127.0.0.1:6379/0",
             )
-        primary = _build(config, listeners, redis)
-        _write_pid_file(config.pid_file, undo)
         _announce(resolved, primary, found["found"], redis)
-        _follow(primary, config)
-        return primary.run()
+        _follow(primary)
+        Predecessor(primary, redis.url, redis.lifeline_fd)
+        with watching(config, primary):
+            return primary.run()
 
 
 def check_only(resolved: Resolved) -> Iterator[str]:
@@ -85,12 +92,19 @@ def check_only(resolved: Resolved) -> Iterator[str]:
 class _Redis:
     """The Redis of this run: somebody else's by its URL, or a private one that leaves with the cluster."""
 
-    def __init__(self, config: Config, undo: ExitStack) -> None:
+    def __init__(self, config: Config, undo: ExitStack, inherited: Inheritance | None = None) -> None:
+        self.keeper: redis_server.PrivateRedis | None = None
+        self.lifeline_fd = -1
+        if inherited and inherited.lifeline_fd >= 0:
+            # The private server of the primary we replace goes on; by the lifeline its keeper knows that we live.
+            self.url = self.shown = inherited.redis_url
+            self.lifeline_fd = inherited.lifeline_fd
+            self.described = "private, kept from before the upgrade"
+            return
         choice = redis_server.choose(config.redis, os.environ)
         self.url = choice.url or ""
         self.shown = redis_server.redact(self.url)
         self.described = "none"
-        self.keeper: redis_server.PrivateRedis | None = None
         if choice.warning:
             logger.warning("%s", choice.warning)
         if choice.kind == "url":
@@ -102,7 +116,17 @@ class _Redis:
             self.keeper = redis_server.PrivateRedis(choice)
             self.url = self.shown = self.keeper.start()
             self.described = f"private, for this run only  {choice.program}"
-            undo.callback(self.keeper.stop)
+            self.lifeline_fd = self.keeper.lifeline_fd
+            undo.callback(self._stop)
+
+    def leave(self, primary: Primary) -> None:
+        """The primary ends: if another one took its place, the private server stays with that one."""
+        if primary.was_handed_over:
+            self.keeper = None
+
+    def _stop(self) -> None:
+        if self.keeper is not None:
+            self.keeper.stop()
 
 
 # -- listeners ---------------------------------------------------------------------------------------------------
@@ -119,6 +143,14 @@ def _bind_all(config: Config, undo: ExitStack) -> list[Listener]:
         undo.callback(listener.close)
         listeners.append(listener)
     return listeners
+
+
+def _adopt(inherited: Inheritance, config: Config) -> list[Listener]:
+    """The listeners of the primary that this one replaces; nothing is bound anew."""
+    return [
+        Listener(index, address, socket.socket(fileno=fd), limit=config.backlog)
+        for index, (fd, address) in enumerate(inherited.listeners)
+    ]
 
 
 def _inherited() -> tuple[BindAddress, ...]:
@@ -270,11 +302,10 @@ def _check_in_child(config: Config, redis_url: str, write: int) -> None:
 # -- the primary -------------------------------------------------------------------------------------------------
 
 
-def _build(config: Config, listeners: list[Listener], redis: _Redis) -> Primary:
+def _build(config: Config, listeners: list[Listener], redis: _Redis, inherited: Inheritance | None) -> Primary:
     folder = runtime_folder(create=True)
-    name = _free_name(config, folder)
+    name = inherited.name if inherited else _free_name(config, folder)
     path = Path(config.control) if config.control else folder / f"{name}.sock"
-
     primary = Primary(
         config,
         listeners,
@@ -285,7 +316,17 @@ def _build(config: Config, listeners: list[Listener], redis: _Redis) -> Primary:
         redis_shown=redis.shown,
         keeper=redis.keeper,
     )
-    primary.answer(lambda selector: ControlServer(path, Commands(primary), selector))
+
+    def take_place() -> None:
+        """Be the one that operators find."""
+        primary.answer(lambda selector: ControlServer(path, Commands(primary), selector))
+        _write_pid_file(config.pid_file)
+
+    if inherited:
+        primary.events.on(events.TAKEN_OVER, take_place)
+        Successor(primary, inherited.channel_fd)
+    else:
+        take_place()
     return primary
 
 
@@ -308,14 +349,22 @@ def default_name(target: str) -> str:
     return clean[:60] or "app"
 
 
-def _write_pid_file(path: str, undo: ExitStack) -> None:
+def _write_pid_file(path: str) -> None:
+    """Write it, and remove it at the end if it still names us and not the primary that took our place."""
     if not path:
         return
+    ours = f"{os.getpid()}\n"
     try:
-        Path(path).write_text(f"{os.getpid()}\n")
+        Path(path).write_text(ours)
     except OSError as error:
         raise ConfigError(f"Cannot write the pid file {path}: {error.strerror}.") from error
-    undo.callback(lambda: Path(path).unlink(missing_ok=True))
+
+    def remove() -> None:
+        with suppress(OSError):
+            if Path(path).read_text() == ours:
+                Path(path).unlink()
+
+    atexit.register(remove)
 
 
 # -- what an operator reads --------------------------------------------------------------------------------------
@@ -332,7 +381,7 @@ def _announce(resolved: Resolved, primary: Primary, found: str, redis: _Redis) -
         "control": f"sharedcluster status | stop --name {primary.name}",
     }
     versions = {
-        "sharedcluster": sharedcluster.__version__,
+        "sharedcluster": VERSION,
         "Python": platform.python_version(),
         "gevent": importlib.metadata.version("gevent"),
     }
@@ -353,7 +402,7 @@ def url_of(address: BindAddress) -> str:
     return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{address.port}"
 
 
-def _follow(primary: Primary, config: Config) -> None:
+def _follow(primary: Primary) -> None:
     """Log what happens to the cluster, from its events."""
     started = time.monotonic()
 

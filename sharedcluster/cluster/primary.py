@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
-import sharedcluster
 from sharedcluster.cluster import events
 from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.forking import MoldContext, MoldMain, WorkerContext, WorkerMain
@@ -38,6 +37,7 @@ from sharedcluster.config import Config
 from sharedcluster.control.server import ControlServer
 from sharedcluster.errors import UserError
 from sharedcluster.log import logger
+from sharedcluster.version import VERSION
 
 IDLE_TICK: Final = 1.0
 BUSY_TICK: Final = 0.05
@@ -124,6 +124,12 @@ class Primary:
         self._control = control(self._selector)
         self._control.start()
 
+    def stop_answering(self) -> None:
+        """Close the control socket; does nothing if it is closed."""
+        if self._control:
+            self._control.close()
+            self._control = None
+
     def watch(self, fd: int, callback: Callable[[int], None]) -> None:
         """Have the loop call `callback` whenever `fd` is readable."""
         self._selector.register(fd, selectors.EVENT_READ, callback)
@@ -174,8 +180,7 @@ class Primary:
     def _close(self) -> None:
         self._cut += self.hand_off.close(keep_files=self._handed_over)
         self.workforce.nursery.close()
-        if self._control:
-            self._control.close()
+        self.stop_answering()
         self._signals.restore()
         self._selector.close()
         self._signals.close()
@@ -305,9 +310,7 @@ class Primary:
         now = time.monotonic()
         self._closing_at = now
         self._stop_deadline = now + self.config.graceful_timeout
-        if self._control:
-            self._control.close()
-            self._control = None
+        self.stop_answering()
         self.hand_off.stop_accepting()
         self._say_draining()
 
@@ -350,6 +353,11 @@ class Primary:
     # -- what others ask -------------------------------------------------------------------------------------------
 
     @property
+    def was_handed_over(self) -> bool:
+        """Whether another primary serves in this one's place."""
+        return self._handed_over
+
+    @property
     def is_stopping(self) -> bool:
         """Whether it is on its way out."""
         return self._closing_at is not None
@@ -369,7 +377,7 @@ class Primary:
         facts = ClusterFacts(
             name=self.name,
             pid=os.getpid(),
-            version=sharedcluster.__version__,
+            version=VERSION,
             state=state,
             generation=self.workforce.desired.serving_generation,
             policy=self.config.policy,

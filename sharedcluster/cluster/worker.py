@@ -5,10 +5,10 @@ be imported unpatched. So only a process that was forked to be a worker (or to c
 
 Laws:
 
-1. `Accepted` leaves before the first byte of a connection is read, and not later than that: the primary re-dispatches
-   what is not acknowledged, so nothing is lost and nothing is served twice.
-2. One new connection per turn of the loop. The application's greenlet for it runs before the next one is taken, so a
-   view that blocks the process never sits on a second connection that was read and cannot be given to anybody else.
+1. A connection's number is on the board before its first byte is read: if this process dies, the primary gives what
+   is not there to others, so nothing is lost and nothing is served twice. `Accepted` follows once per turn.
+2. `Server.serve` reads and runs the application until it waits, before the next connection is taken. So a view that
+   blocks the process never sits on a second connection that was read and cannot be given to anybody else.
 3. Signals of the terminal (INT, QUIT, HUP) are for the primary. TERM means: ask the primary for a replacement, and
    go on serving until it is there; a second one, or one during the drain: end now.
 4. When the primary is gone the worker drains and exits. If its loop stands still it cannot notice that; then a
@@ -32,12 +32,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.event import Event
 
-from sharedcluster import state
 from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.forking import WorkerContext
 from sharedcluster.cluster.ipc import ChannelClosed
@@ -67,6 +66,9 @@ from sharedcluster.http.server import Server
 from sharedcluster.http.settings import HttpSettings, ListenerFacts, Proxied, ReleasedConnection
 from sharedcluster.http.tls import make_context
 from sharedcluster.log import access_logger, logger, set_up
+
+if TYPE_CHECKING:
+    from sharedcluster.state import SharedState
 
 HEARTBEAT_INTERVAL: Final = 1.0
 LAST_WORDS: Final = 0.5
@@ -111,12 +113,13 @@ class Worker:
         self._loop = gevent.get_hub().loop
         self._readable = self._loop.io(self._channel.fileno(), 1)
         self._writable = self._loop.io(self._channel.fileno(), 2)
-        self._outbox: deque[tuple[Message, int | None, Callable[[], None] | None]] = deque()
+        self._outbox: deque[tuple[Message, int | None]] = deque()
         self._heartbeat = self._loop.timer(0.0, HEARTBEAT_INTERVAL)
         self._before_wait = self._loop.prepare()
         self._after_wait = self._loop.check()
         self._acceptors: list[tuple[_socket.socket, int, Any]] = []
         self._rested: Any = None
+        self._accepted = self._told = 0
         self._server: Server | None = None
         self._leave = Event()
         self._drain_timeout: float | None = None
@@ -161,9 +164,12 @@ class Worker:
             )
         return server
 
-    @staticmethod
-    def _note_wait(server: Server, row: Row) -> None:
+    def _note_wait(self, server: Server, row: Row) -> None:
+        """The loop is about to wait for events."""
         row.waits(server.in_flight, server.connections, server.requests)
+        if self._accepted != self._told:
+            self._told = self._accepted
+            self._say(Accepted(self._accepted))
 
     def _accept_shared(self) -> None:
         """With policy `shared` this worker takes connections off the listening sockets, as the others do."""
@@ -203,7 +209,7 @@ class Worker:
             watcher.stop()
             listening.close()  # or the socket would stay open, and collect clients, until the last of us is gone
         if not self._cut:
-            for shared in state.live_states():
+            for shared in live_states():
                 shared.drain()
             if self._gives_back:
                 # Others go on serving: an idle connection moves to them instead of being closed.
@@ -215,7 +221,7 @@ class Worker:
         if left := server.in_flight:
             logger.warning("%d requests were cut", left)
         server.close()
-        for shared in state.live_states():
+        for shared in live_states():
             shared.close()
         if not self._orphaned:
             self._beat()
@@ -226,13 +232,10 @@ class Worker:
     # -- the wire --------------------------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        """One connection at the most, then back to the loop (law 2); other messages are read to the end."""
         try:
             while (received := self._channel.receive()) is not None:
                 message, fd = received
                 self._HANDLERS[type(message)](self, message, fd)
-                if isinstance(message, NewConnection):
-                    return
         except ChannelClosed:
             self._readable.stop()
             self._primary_gone()
@@ -241,13 +244,17 @@ class Worker:
 
     def _on_connection(self, message: NewConnection, fd: int | None) -> None:
         if fd is None or self._server is None:  # out of descriptors: it stayed with the primary
+            if self._accepted != self._told:  # `Accepted` speaks of everything up to its number: first the others
+                self._told = self._accepted
+                self._say(Accepted(self._accepted))
             self._say(Returned(message.seq))
             if fd is not None:
                 os.close(fd)
             return
-        server = self._server
-        proxied = proxied_from(message.proxied)
-        self._say(Accepted(message.seq), then=lambda: server.serve(fd, message.listener, message.peer, proxied))
+        self.context.row.accepts(message.seq)
+        self._accepted = message.seq
+        proxied = proxied_from(message.proxied) if message.proxied else None
+        self._server.serve(fd, message.listener, message.peer, proxied)
 
     def _on_drain(self, message: Drain, _fd: int | None) -> None:
         self._drain_timeout = message.timeout
@@ -298,39 +305,32 @@ class Worker:
         logger.warning("the primary is gone: draining")
         self._orphaned = True
         self._gives_back = False
-        unsaid = list(self._outbox)
         self._outbox.clear()
         self._writable.stop()
         if self._server is None:
             os._exit(0)
-        for _, _, then in unsaid:
-            if then is not None:  # a connection it was about to acknowledge is its own now
-                then()
         self._leave.set()
 
-    def _say(self, message: Message, fd: int | None = None, then: Callable[[], None] | None = None) -> None:
-        """Send a message, in order; `then` is called once it has left."""
-        self._outbox.append((message, fd, then))
+    def _say(self, message: Message, fd: int | None = None) -> None:
+        """Send a message, in order; a descriptor that goes with it is closed here once it has left."""
+        self._outbox.append((message, fd))
         if len(self._outbox) == 1:
             self._flush()
 
     def _flush(self) -> None:
         while self._outbox:
-            message, fd, then = self._outbox[0]
+            message, fd = self._outbox[0]
             try:
                 sent = self._channel.send(message, fd)
             except ChannelClosed:
-                # Nobody waits for the answer any more, but a connection that came with its question is ours.
-                sent = True
+                sent = True  # nobody listens any more
             if not sent:
                 if not self._writable.active:
                     self._writable.start(self._flush)
                 return
             self._outbox.popleft()
-            if isinstance(message, GivenBack) and fd is not None:
+            if fd is not None:
                 os.close(fd)
-            if then is not None:
-                then()
         self._writable.stop()
 
     def _last_words(self, patience: float = LAST_WORDS) -> None:
@@ -355,7 +355,7 @@ class Worker:
         assert server is not None
         counters: dict[str, int] = {}
         redis_state, redis_url, latency = "none", "", 0.0
-        for shared in state.live_states():
+        for shared in live_states():
             facts = shared.facts()
             redis_state = "down" if "down" in (facts.state, redis_state) else facts.state
             redis_url, latency = facts.url, facts.latency_ms
@@ -407,6 +407,12 @@ class Worker:
         if self._server is not None:
             self._server.close()
         os._exit(0)
+
+
+def live_states() -> list[SharedState]:
+    """The shared states of the application; none, and no redis loaded for it, if it does not use the extension."""
+    room = sys.modules.get("sharedcluster.state")
+    return room.live_states() if room is not None else []
 
 
 def ignore_the_terminal() -> None:

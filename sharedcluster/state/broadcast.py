@@ -61,7 +61,7 @@ class Position:
     def parse(cls, text: str) -> Position | None:
         """Read what `str` made (a client's Last-Event-ID); None for anything else."""
         epoch, _, offset = text.strip().rpartition(".")
-        if not epoch.isalnum() or not offset.isascii() or not offset.isdigit() or len(text) > 64:
+        if not text.isascii() or not epoch.isalnum() or not offset.isdigit() or len(text) > 64:
             return None
         return cls(epoch, int(offset))
 
@@ -146,7 +146,7 @@ class Subscription:
         if not self._queue and not self._is_behind and not self._is_closed:
             self._wake.wait(timeout)
         self._wake.clear()
-        due = self._catch_up() if self._is_behind and self.position is not None else []
+        due = self._catch_up() if self._is_behind else []
         while self._queue:
             message = self._queue.popleft()
             if not self._follows(message):
@@ -156,7 +156,8 @@ class Subscription:
                 self._queue.appendleft(message)
                 self._is_behind = True
                 due += self._catch_up()
-                if self._queue and self._queue[0] is message and self._is_missing_before(message):
+                if self._follows(message) and self._is_missing_before(message):
+                    # History does not have it either: say so, and go on from here.
                     due.append(Message(message.offset - 1, message.epoch, b"", is_reset=True))
                     self.position = Position(message.epoch, message.offset - 1)
                 continue
@@ -177,8 +178,9 @@ class Subscription:
         return message.epoch != at.epoch or message.offset != at.offset + 1
 
     def _catch_up(self) -> list[Message]:
-        assert self.position is not None
-        messages, self.position = self._hub.history_after(self.channel, self.position)
+        messages: list[Message] = []
+        if self.position is not None:  # without one there was no history so far, and nothing to go back to
+            messages, self.position = self._hub.history_after(self.channel, self.position)
         self._is_behind = False
         return messages
 

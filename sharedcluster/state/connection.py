@@ -50,20 +50,22 @@ Argument = str | bytes | int | float
 Command = tuple[Argument, ...]
 
 # A reply with one of these codes says that this server cannot do its job now; it is not the command's fault.
-UNAVAILABLE_CODES = frozenset(
-    """
-    LOADING MASTERDOWN READONLY MISCONF CLUSTERDOWN TRYAGAIN NOREPLICAS OOM BUSY NOAUTH WRONGPASS NOPERM
-    """.split()
-)
+# fmt: off
+UNAVAILABLE_CODES = frozenset((
+    "LOADING", "MASTERDOWN", "READONLY", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "OOM", "BUSY", "NOAUTH",
+    "WRONGPASS", "NOPERM",
+))
+# fmt: on
 # With these the connection itself is of no more use: after a failover it leads to a replica, or to nobody.
 RECONNECT_CODES = frozenset(("READONLY", "MASTERDOWN", "LOADING", "NOAUTH"))
 # These would hold up every other command of the worker, or change what the shared connection is.
-EXCLUSIVE_COMMANDS = frozenset(
-    """
-    BLPOP BRPOP BLMOVE BRPOPLPUSH BLMPOP BZPOPMIN BZPOPMAX BZMPOP WAIT WAITAOF SUBSCRIBE PSUBSCRIBE SSUBSCRIBE
-    MONITOR WATCH MULTI EXEC DISCARD SELECT AUTH HELLO RESET QUIT
-    """.split()
-)
+# fmt: off
+EXCLUSIVE_COMMANDS = frozenset((
+    "BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "WAIT", "WAITAOF", "WATCH",
+    "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR", "MULTI", "EXEC", "DISCARD", "SELECT", "AUTH", "HELLO", "RESET",
+    "QUIT",
+))
+# fmt: on
 
 
 class ReplyError(Exception):
@@ -376,11 +378,10 @@ class GroupCommit:
 
     def _wait(self, ticket: _Ticket) -> None:
         """Sleep until the ticket is answered, failed, or given the lead."""
-        # Twice: the exchange under way and our own. It is a bound of last resort; leaders have their own timeouts.
-        patience = 2 * (self._settings.connect_timeout + self._settings.socket_timeout) + 0.5
+        # Without a timeout of its own, which would cost a timer per command: whoever leads is bounded by those of the
+        # socket, and wakes everybody it answers, fails or passes the lead to, whatever happens to itself.
         try:
-            if not ticket.wake.acquire(timeout=patience):
-                self._abandon(ticket)
+            ticket.wake.acquire()
         except BaseException:  # killed while waiting
             self._abandon(ticket)
             raise
@@ -390,7 +391,7 @@ class GroupCommit:
         with self._lock:
             ticket.abandoned = True
             batch, ticket.batch = ticket.batch, None
-            ticket.fail("it was not this command's turn in time")
+            ticket.fail("its caller has gone")
             if batch is not None:
                 self._queue.extendleft(reversed(batch))
         if batch is not None:
