@@ -23,7 +23,8 @@ import socket
 import stat
 import struct
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from sharedcluster.cluster.messages import Connection, Peer
@@ -52,7 +53,7 @@ class Listener:
         self.accepted = 0
         self.paused_until = 0.0
         self._is_open = True
-        self._inode = os.stat(address.path).st_ino if address.path else 0
+        self._file = _identity(address.path)
 
     @property
     def is_full(self) -> bool:
@@ -125,7 +126,7 @@ class Listener:
         """Remove the socket's file, if it is still ours and was made by us."""
         if self.address.path and not self.address.path.startswith("\0"):
             with suppress(OSError):
-                if os.stat(self.address.path).st_ino == self._inode:
+                if _identity(self.address.path) == self._file:
                     os.unlink(self.address.path)
 
     def cut_pending(self) -> int:
@@ -139,6 +140,14 @@ class Listener:
     def is_open(self) -> bool:
         """Whether it still listens."""
         return self._is_open
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file it is; the number alone is not enough, a new file may get that of one that was removed."""
+    if not path or path.startswith("\0"):
+        return None
+    facts = os.stat(path)
+    return facts.st_ino, facts.st_ctime_ns
 
 
 def _peer(address: object) -> Peer:
@@ -168,25 +177,36 @@ def bind(address: BindAddress, *, backlog: int) -> socket.socket:
 
 def _inherited(fd: int) -> socket.socket:
     bound = socket.socket(fileno=fd)
-    if not bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise BindError(f"Descriptor {fd} is a socket, but not one that listens.")
-    os.set_inheritable(fd, False)
+    with _closed_on_error(bound):
+        if not bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise BindError(f"Descriptor {fd} is a socket, but not one that listens.")
+        os.set_inheritable(fd, False)
     return bound
+
+
+@contextmanager
+def _closed_on_error(bound: socket.socket) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        bound.close()
+        raise
 
 
 def _unix(path: str, backlog: int) -> socket.socket:
     _remove_stale(path)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # sun_path holds 107 bytes: a longer path is bound by its name relative to the folder it is in.
-    if len(os.fsencode(path)) <= 107:
-        bound.bind(path)
-    else:
-        folder = os.open(os.path.dirname(path) or ".", os.O_DIRECTORY)
-        try:
-            bound.bind(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
-        finally:
-            os.close(folder)
-    bound.listen(backlog)
+    with _closed_on_error(bound):
+        # sun_path holds 107 bytes: a longer path is bound by its name relative to the folder it is in.
+        if len(os.fsencode(path)) <= 107:
+            bound.bind(path)
+        else:
+            folder = os.open(os.path.dirname(path) or ".", os.O_DIRECTORY)
+            try:
+                bound.bind(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+            finally:
+                os.close(folder)
+        bound.listen(backlog)
     return bound
 
 
@@ -211,12 +231,13 @@ def _tcp(address: BindAddress, backlog: int) -> socket.socket:
         address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     bound = socket.socket(family, kind, proto)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by every connection
-    if family == socket.AF_INET6:
-        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if where[0] == "::" else 1)
-    bound.bind(where)
-    bound.listen(backlog)
+    with _closed_on_error(bound):
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by every connection
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if where[0] == "::" else 1)
+        bound.bind(where)
+        bound.listen(backlog)
     return bound
 
 

@@ -305,6 +305,9 @@ class Worker:
         logger.warning("the primary is gone: draining")
         self._orphaned = True
         self._gives_back = False
+        for _, fd in self._outbox:
+            if fd is not None:  # an idle connection that nobody can take any more
+                os.close(fd)
         self._outbox.clear()
         self._writable.stop()
         if self._server is None:
