@@ -291,7 +291,12 @@ class Broadcast:
             group = self._subscriptions.setdefault(channel, [])
             group.append(subscription)
             if len(group) == 1:
-                self._subscriber.listen(self._channel(channel), lambda payload: self._hear(channel, payload))
+                self._subscriber.listen(
+                    self._channel(channel),
+                    lambda payload: self._hear(channel, payload),
+                    # A message between asking for the channel and getting it would else be noticed with the next one.
+                    lambda: self._note_gap(channel),
+                )
         if not from_now and not self._subscriber.wait_confirmed(
             self._channel(channel), 2 * self._settings.socket_timeout
         ):
@@ -391,9 +396,12 @@ class Broadcast:
             subscription.offer(message)
 
     def _hear_gap(self) -> None:
-        for group in list(self._subscriptions.values()):
-            for subscription in list(group):
-                subscription.note_gap()
+        for channel in list(self._subscriptions):
+            self._note_gap(channel)
+
+    def _note_gap(self, channel: str) -> None:
+        for subscription in list(self._subscriptions.get(channel, ())):
+            subscription.note_gap()
 
     def _channel(self, channel: str) -> str:
         return f"{self._namespace}:b:{channel}"
