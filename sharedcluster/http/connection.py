@@ -1,0 +1,550 @@
+"""One client connection: bytes in, requests to the application, bytes out.
+
+Theory of operation. Each connection has one read watcher on gevent's loop for its whole life. When bytes arrive, the
+loop's callback reads them, judges the head and starts the application in a pooled greenlet, all in one go; an idle
+connection is this object and a watcher, no greenlet. Most applications answer without waiting, so a request is:
+epoll, one read, one switch to the greenlet, one write, one switch back.
+
+States (`phase`):
+
+    IDLE ──bytes──> HEAD ──whole head──> BODY ──small body read──> SERVING ──answered──> IDLE
+      │                │                   │                          ├── taken over by the application ──> TAKEN
+      │                └──── refused ──────┴──────────> LINGERING <───┘
+      └──────────── closed by either side ───> CLOSED <───┘
+
+Laws:
+- `phase` is SERVING exactly while an exchange exists; no second request is read before it has been answered.
+- In SERVING the loop reads at most one piece ahead, then stops watching: a pipelining client is held back by TCP.
+- After `refuse`, nothing the client has sent or will send is looked at.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import TYPE_CHECKING, Any
+
+import httptools
+
+from sharedcluster.http import policy
+from sharedcluster.http.body import BodyStream
+from sharedcluster.http.chunked import ChunkedDecoder
+from sharedcluster.http.exchange import Exchange
+from sharedcluster.http.policy import Refused
+from sharedcluster.http.request import CHUNKED, Head, HeadReader
+from sharedcluster.http.response import refusal
+from sharedcluster.http.settings import Environ, Proxied, ReleasedConnection
+from sharedcluster.http.transport import NEVER, ClientGone, Transport, os_close
+from sharedcluster.http.upgrade import TakenSocket
+
+if TYPE_CHECKING:
+    from sharedcluster.http.server import Server
+
+log = logging.getLogger("sharedcluster.http")
+
+IDLE, HEAD, BODY, SERVING, TAKEN, LINGERING, CLOSED = range(7)
+
+LINGER_TIME = 2.0
+"""Seconds a client may go on sending after it was refused."""
+LINGER_BYTES = 4 << 20
+
+
+class Connection(Transport):
+    """A connection and the state of its current message."""
+
+    __slots__ = (
+        "_buffer",
+        "_decoder",
+        "_early",
+        "_exchange",
+        "_head",
+        "_is_at_end",
+        "_is_opening",
+        "_last_bytes",
+        "_last_head",
+        "_lingered",
+        "_taken",
+        "index",
+        "peer",
+        "phase",
+        "proxied",
+        "reader",
+        "template",
+    )
+
+    def __init__(
+        self,
+        server: Server,
+        index: int,
+        fd: int,
+        peer: tuple[str, int] | None,
+        proxied: Proxied | None,
+        template: Environ,
+        reader: HeadReader,
+    ) -> None:
+        # For the connection's life.
+        super().__init__(server, fd)
+        self.index = index
+        self.peer = peer
+        self.proxied = proxied
+        self.template = template
+        self.reader = reader
+        self._last_bytes: bytes | None = None
+        self._last_head: Head | None = None
+        # For the current message.
+        self.phase = IDLE
+        self._buffer = b""
+        self._head: Head | None = None
+        self._decoder: ChunkedDecoder | None = None
+        self._early: Any = None
+        self._exchange: Exchange | None = None
+        self._taken: Any = None
+        self._is_at_end = False
+        self._is_opening = True
+        self._lingered = 0
+
+    # The loop's side: bytes arrive.
+
+    def open(self, data: bytes = b"") -> None:
+        """Begin: under load the first request is there already, and a short-lived connection needs no watcher.
+
+        `data` is what has been read before, behind a PROXY head.
+        """
+        self.expiry = self.server.idle_until
+        self.server.wheel.add(self)
+        self._buffer = data
+        if data:
+            self._go_on()
+        else:
+            self.on_readable()
+        self._is_opening = False
+        if type(self._exchange) is Exchange and type(self._exchange.input) is BodyStream:
+            return  # whose bytes are the application's
+        self._is_held = self._is_at_end or self.phase == TAKEN
+        self.watch()
+
+    def on_readable(self) -> None:
+        """The loop says there are bytes, or the end."""
+        try:
+            data = self.receive()
+            if self.phase == IDLE and data:
+                self.server.counters.bytes_in += len(data)
+                # The same bytes again, as a client that polls sends them, mean the same request again.
+                if data == self._last_bytes:
+                    self._serve(self._last_head, None)  # type: ignore[arg-type]  # set together with _last_bytes
+                else:
+                    self._read_head(data)
+            else:
+                self._on_other(data)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+        except Exception:
+            log.exception("[BUG] a connection is cut")
+            self.close()
+
+    def _on_other(self, data: bytes) -> None:
+        """Bytes in any state but between two messages, or the end in any state."""
+        self.server.counters.bytes_in += len(data)
+        phase = self.phase
+        if phase == LINGERING:
+            self._lingered += len(data)
+            if not data or self._lingered > LINGER_BYTES:
+                self.close()
+        elif phase == SERVING:
+            self._read_ahead(data)
+        elif phase == TAKEN:
+            self.on_taken_data(data)
+        elif not data:
+            if phase == IDLE:
+                self.close()
+            else:
+                self.refuse(Refused(policy.BODY_CUT))
+        elif phase == HEAD:
+            self._read_head(self._buffer + data, len(self._buffer))
+        elif phase == BODY:
+            self._read_body(data)
+
+    def _read_ahead(self, data: bytes) -> None:
+        """A request is being served, and the client has sent more, or its end."""
+        self.unwatch()
+        if data:
+            self._buffer += data
+            return
+        # A client may close its sending side and wait for the answer. One of an event stream does not.
+        self._is_at_end = self._is_held = True
+        exchange = self._exchange
+        if exchange is not None and exchange.is_event_stream:
+            exchange.end(None)
+
+    def _read_head(self, data: bytes, seen: int = 0) -> None:
+        """`data` is all there is of the next message, `seen` bytes of which have been looked at before."""
+        end = data.find(b"\r\n\r\n", max(seen - 3, 0)) + 4
+        try:
+            if end < 4 or data.startswith(b"\r\n"):
+                if not self._is_incomplete(data, seen):
+                    self._early = None
+                    self._read_head(data[2:])
+                return
+            is_all = end == len(data)
+            bytes_of_head = data if is_all else data[:end]
+            head = self.reader.read(bytes_of_head, self.template)
+        except Refused as refused:
+            self.refuse(refused)
+            return
+        self._early = None
+        self._buffer = b"" if is_all else data[end:]
+        if head.length or head.upgrade:
+            self._begin_body(head)
+        else:
+            if is_all:
+                self._last_bytes = data
+                self._last_head = head
+            self._serve(head, None)
+
+    def _is_incomplete(self, data: bytes, seen: int) -> bool:
+        """Wait for the rest of a head, unless what there is can no longer become one.
+
+        Returns False if one empty line stands before a request line (RFC 9112 2.2 asks to ignore it).
+        """
+        if data.startswith(b"\r\n"):
+            if data.startswith(b"\r\n\r"):
+                raise Refused(policy.LEADING_LINES)
+            if len(data) > 2:
+                return False
+        settings = self.server.settings
+        if len(data) > settings.limit_head:
+            raise Refused(policy.HEAD_TOO_LARGE)
+        if len(data) > settings.limit_line and b"\r\n" not in data:
+            raise Refused(policy.LINE_TOO_LONG)
+        self._look_early(data, seen)
+        self._buffer = data
+        if self.phase != HEAD:
+            self.phase = HEAD
+            self.expire_in(settings.head_timeout)
+        return True
+
+    def _look_early(self, data: bytes, seen: int) -> None:
+        """Refuse at once what llhttp finds wrong; a lone LF would else make its sender wait for the timeout."""
+        if self._early is None:
+            self._early = httptools.HttpRequestParser(self)
+            seen = 0
+        try:
+            self._early.feed_data(data[seen:])
+        except httptools.HttpParserError as error:
+            self._early = None
+            if b"\n" in data or not chr(data[0]).isalpha():
+                raise self.reader.explain(data, str(error)) from None
+
+    def _begin_body(self, head: Head) -> None:
+        """A body follows, or an upgrade. Read it first if it is small and the client sends it unasked."""
+        settings = self.server.settings
+        ready, self._buffer = self._buffer, b""
+        if head.upgrade and not head.length:
+            self._buffer = ready
+            self._serve(head, None)
+            return
+        if settings.limit_body and head.length > settings.limit_body:
+            self.refuse(Refused(policy.BODY_TOO_LARGE))
+            return
+        self._decoder = None
+        if head.length == CHUNKED:
+            self._decoder = ChunkedDecoder(settings.limit_head, settings.limit_fields)
+        self._head = head
+        self.phase = BODY
+        if head.length > settings.buffer_body or (head.expects_continue and not ready):
+            self._stream_body(ready)
+        else:
+            self.expire_in(settings.body_timeout)
+            self._read_body(ready, is_first=True)
+
+    def _read_body(self, data: bytes, *, is_first: bool = False) -> None:
+        """Take a piece of a body that is read before the application runs."""
+        head = self._head
+        assert head is not None
+        if not is_first:
+            self.expiry = self.server.wheel.now + self.server.settings.body_timeout
+        settings = self.server.settings
+        if self._decoder is None:
+            body = self._buffer + data
+            if len(body) < head.length:
+                self._buffer = body
+                return
+            self._buffer = body[head.length :]
+            self._serve(head, io.BytesIO(body[: head.length]))
+            return
+        try:
+            self._buffer += self._decoder.feed(data)
+            if settings.limit_body and len(self._buffer) > settings.limit_body:
+                raise Refused(policy.BODY_TOO_LARGE)  # noqa: TRY301 - answered like what the decoder raises
+        except Refused as refused:
+            self.refuse(refused)
+            return
+        if self._decoder.done:
+            body, self._buffer = self._buffer, self._decoder.rest
+            self._serve(head, io.BytesIO(body))
+        elif len(self._buffer) > settings.buffer_body:
+            body, self._buffer = self._buffer, b""
+            self._stream_body(body)
+
+    def _stream_body(self, ready: bytes) -> None:
+        """Let the application read the body itself; the loop keeps its hands off the socket meanwhile."""
+        head = self._head
+        assert head is not None
+        self.unwatch()
+        self._is_held = True
+        if self._decoder is None:
+            ready, self._buffer = ready[: head.length], ready[head.length :]
+        stream = BodyStream(
+            self,
+            head.length,
+            self._decoder,
+            ready,
+            self.server.settings.limit_body,
+            asks=head.expects_continue and not ready,
+        )
+        self._serve(head, stream)
+
+    # Serving.
+
+    def _serve(self, head: Head, body: Any) -> None:
+        """Start the application. Returns when it has answered or first waits."""
+        server = self.server
+        if server.in_flight >= server.concurrency:
+            self.refuse(Refused(policy.OVERLOADED), is_head=head.is_head)
+            return
+        server.in_flight += 1
+        self.phase = SERVING
+        if server.request_timeout:
+            self.expire_in(server.request_timeout)
+        else:
+            self.expiry = NEVER
+        self._exchange = exchange = Exchange(self, head, body)
+        parked = server.parked
+        worker = parked.pop() if parked else server.greenlets.make()
+        worker.switch(exchange)
+
+    def finish(self, exchange: Exchange) -> None:
+        """The exchange is over (called in its greenlet): be idle again, or end."""
+        server = self.server
+        server.count(exchange)
+        self._exchange = None
+        self._is_held = self._is_opening or self._is_at_end
+        if self.phase != SERVING:  # lost, refused or taken over meanwhile
+            if self.phase == LINGERING:
+                self.watch()
+            elif self.phase == TAKEN:
+                self.end_taken()
+            return
+        if exchange.response is None or not exchange.keep_alive or not self._drop_body(exchange.input):
+            self._end(exchange)
+            return
+        self.phase = IDLE
+        self.expiry = server.idle_until
+        if self._buffer or self._is_at_end:
+            # From the loop, so that a pipelining client takes turns with the others.
+            server.loop.run_callback(self._go_on)
+        else:
+            if not self._is_watching:
+                self.watch()
+            if server.is_draining or server.on_idle is not None:
+                server.fell_idle(self)
+
+    def _go_on(self) -> None:
+        """Serve what was read ahead."""
+        if self.phase != IDLE:
+            return
+        data, self._buffer = self._buffer, b""
+        if data:
+            self._read_head(data)
+        elif self._is_at_end:
+            self.close()
+        self.watch()
+
+    def _drop_body(self, body: Any) -> bool:
+        """Read what the application left of a body, which is known to be little."""
+        if type(body) is not BodyStream:
+            return True
+        try:
+            while body.unread:
+                body.take()
+        except OSError:
+            return False
+        return body.unread == 0
+
+    def _end(self, exchange: Exchange) -> None:
+        """The last response has been sent. Close at once if the client asked for it and all it sent was read."""
+        if self.phase != SERVING:
+            return
+        if exchange.head.keep_alive or self._buffer or type(exchange.input) is BodyStream or self._has_more():
+            self._linger()
+        else:
+            self.say_end()
+            self.close()
+
+    def _has_more(self) -> bool:
+        """Whether a client that announced its last request has sent more; closing then would reset the connection."""
+        try:
+            return self.receive() != b""
+        except OSError:
+            return False
+
+    def push_back(self, data: bytes) -> None:
+        """Bytes behind the end of a body: the next message's."""
+        self._buffer = data + self._buffer
+
+    def pull(self) -> bytes:
+        """The next bytes for a body that is being streamed; b"" at the end of the connection."""
+        if self._buffer:
+            data, self._buffer = self._buffer, b""
+            return data
+        data = self.receive_or_wait()
+        self.server.counters.bytes_in += len(data)
+        return data
+
+    def take_over(self) -> Any:
+        """The application wants the connection itself: from here on the engine neither reads nor writes it.
+
+        Returns:
+            A socket, in front of whose bytes stands what has been read behind the head.
+        """
+        exchange = self._exchange
+        if self.phase != SERVING or exchange is None or exchange.has_begun:
+            raise ClientGone("the connection is closed, or its response has begun")
+        exchange.is_over = True
+        self.phase = TAKEN
+        self.unwatch()
+        self.expiry = NEVER
+        prefix, self._buffer = self._buffer, b""
+        self._taken = self.make_socket(prefix)
+        return self._taken
+
+    def make_socket(self, prefix: bytes) -> Any:
+        """What `take_over` returns."""
+        self._is_held = True
+        fd, self.fd = self.fd, -1
+        return TakenSocket(fd, prefix)
+
+    def on_taken_data(self, data: bytes) -> None:
+        """Bytes for an application that has taken over; a plain connection does not read them."""
+
+    def end_taken(self) -> None:
+        """The application that had taken over is done."""
+        self.close()
+
+    # Leaving.
+
+    @property
+    def is_releasable(self) -> bool:
+        """Between two requests, with not one byte of the next read: another worker can go on with it."""
+        return self.phase == IDLE and not self._buffer and not self._is_at_end and not self._is_opening
+
+    def release(self) -> ReleasedConnection:
+        """Let go of the descriptor without closing it."""
+        released = ReleasedConnection(self.fd, self.index, self.peer, self.proxied)
+        self._leave()
+        return released
+
+    def hurry(self) -> None:
+        """The worker drains: who is idle may send one more request; who never ends is told to."""
+        if self.phase == TAKEN:
+            if self._taken is not None:
+                self._taken.say_goodbye()
+        elif self.phase == IDLE or (self._exchange is not None and self._exchange.is_event_stream):
+            self.expiry = min(self.expiry, self.server.idle_until)
+            self.server.wheel.sooner(self)
+
+    def cut(self) -> None:
+        """Close now, and end the application's work on it."""
+        exchange = self._exchange
+        self.close()
+        if exchange is not None:
+            self.server.loop.run_callback(exchange.end, None)
+
+    def expire(self, now: float) -> None:
+        """The wheel: `expiry` has passed."""
+        phase = self.phase
+        if phase == SERVING:
+            self._expire_serving(now)
+        elif phase == HEAD:
+            self.refuse(Refused(policy.HEAD_TIMEOUT))
+        elif phase == BODY:
+            self.refuse(Refused(policy.BODY_TIMEOUT))
+        elif phase == IDLE:
+            self._close_idle()
+        elif phase != TAKEN:
+            self.close()
+
+    def _expire_serving(self, now: float) -> None:
+        """A wait has taken too long, or the request has."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        timeout = self.server.request_timeout
+        if exchange.is_event_stream:
+            if self.server.is_draining and not self._wake(False):
+                exchange.wind_up()
+        elif timeout and now - exchange.started_at >= timeout:
+            exchange.end(policy.REQUEST_TIMEOUT)
+        elif not self._wake(False):
+            self.expiry = NEVER
+
+    def _close_idle(self) -> None:
+        """Nothing came for keep_alive. Look once more, for the loop may have been busy while a request arrived."""
+        self.expiry = self.server.idle_until
+        self.on_readable()
+        if self.phase == IDLE and not self._buffer and self._exchange is None:
+            self.say_end()
+            self.close()
+
+    def refuse(self, refused: Refused, *, is_head: bool = False) -> None:
+        """Answer a message that breaks a rule, as far as the client takes it at once, and end."""
+        server = self.server
+        server.count_refusal(refused, self)
+        retry_after = 1 if refused.rule is policy.OVERLOADED else None
+        try:
+            self.answer(refusal(refused.rule, server.standing, is_head=is_head, retry_after=retry_after))
+            self._linger()
+        except OSError:
+            self.close()
+
+    def _linger(self) -> None:
+        """Half-close, then read and drop for a bounded while: closing with unread input would reset the connection,
+        and a reset can take the answer from the client's hands (RFC 9112 9.6).
+        """
+        self._buffer = b""
+        self._early = None
+        self.phase = LINGERING
+        self.expire_in(LINGER_TIME)
+        try:
+            self.half_close()
+        except OSError:
+            self.close()
+            return
+        if self._is_at_end:
+            self.close()
+        else:
+            self._is_held = self._is_opening
+            self.watch()
+
+    def close(self) -> None:
+        """Close the descriptor and forget everything."""
+        if self.phase == CLOSED:
+            return
+        taken = self._taken
+        fd = self._leave()
+        if fd >= 0:
+            os_close(fd)
+        if taken is not None:
+            taken.close()
+
+    def _leave(self) -> int:
+        """Forget everything, and return the descriptor."""
+        self.phase = CLOSED
+        fd = self.detach()
+        self.expiry = NEVER
+        self._buffer = b""
+        self._last_bytes = self._last_head = self._early = self._taken = None
+        self.server.forget(self)
+        return fd

@@ -1,0 +1,342 @@
+"""One request and its response, run in a pooled greenlet: the WSGI server side of PEP 3333.
+
+The head leaves with the first piece of the body in one send. After that every piece is written before the next is
+asked for, so a client that reads slowly holds one piece in memory and costs no CPU. What the application returned is
+closed whatever happens, also when the client leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent
+
+from sharedcluster.http import policy
+from sharedcluster.http.access_log import request_id
+from sharedcluster.http.body import BodyError, BodyStream
+from sharedcluster.http.policy import Rule
+from sharedcluster.http.response import SERVER_ERROR, UNKNOWN_LENGTH, BadResponseError, ResponseHead, frame
+from sharedcluster.http.transport import ClientGone
+from sharedcluster.http.upgrade import UpgradeSocket
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
+
+    from sharedcluster.http.connection import Connection
+    from sharedcluster.http.request import Head
+
+log = logging.getLogger("sharedcluster.http")
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
+
+JOIN = 65536
+"""Up to this size head and body are joined and leave in one send; beyond it copying costs more than a system call."""
+
+
+class RequestEnded(BaseException):
+    """Raised inside an application whose request is over: its time is up, or its client has left an event stream."""
+
+
+class FileWrapper:
+    """`wsgi.file_wrapper`: an open file, sent with sendfile where that is possible."""
+
+    def __init__(self, file: Any, block_size: int = 65536) -> None:
+        self.file = file
+        self.block_size = block_size
+        if hasattr(file, "close"):
+            self.close = file.close
+
+    def __iter__(self) -> FileWrapper:
+        return self
+
+    def __next__(self) -> bytes:
+        data: bytes = self.file.read(self.block_size)
+        if data:
+            return data
+        raise StopIteration
+
+
+class Exchange:
+    """A request being served. `is_over` turns true when the engine has answered, or given up, in its place."""
+
+    __slots__ = (
+        "_fields",
+        "_sent_head",
+        "_status",
+        "bytes_out",
+        "connection",
+        "greenlet",
+        "head",
+        "input",
+        "is_over",
+        "is_winding_up",
+        "keep_alive",
+        "left",
+        "request_id",
+        "response",
+        "started_at",
+    )
+
+    def __init__(self, connection: Connection, head: Head, body: Any) -> None:
+        self.connection = connection
+        self.head = head
+        self.input = body
+        self.response: ResponseHead | None = None
+        self.is_over = False
+        self.is_winding_up = False
+        self.request_id: str | None = None
+        self._status: str | None = None
+
+    def run(self) -> bool:
+        """Serve the request and hand the connection back. Raises nothing."""
+        connection = self.connection
+        self.started_at = time.monotonic()
+        self.greenlet: greenlet = getcurrent()
+        self.bytes_out = 0
+        head = self.head
+        server = connection.server
+        environ = head.environ.copy()
+        if self.input is not None:
+            environ["wsgi.input"] = self.input
+        elif head.upgrade:
+            environ["werkzeug.socket"] = UpgradeSocket(connection)
+        if server.access_log is not None:
+            environ["sharedcluster.request_id"] = self.request_id = request_id(environ)
+        try:
+            result = server.application(environ, self.start_response)
+            if type(result) is list and len(result) == 1 and self.response is None and not self.is_over:
+                self._send_whole(result[0])
+            else:
+                self._send_and_close(result)
+        except ClientGone:
+            connection.close()
+        except RequestEnded:
+            self._say_last()
+        except BaseException as error:
+            self._fail(error, environ)
+        del environ
+        connection.finish(self)
+        return not self.is_over
+
+    def start_response(
+        self, status: str, headers: Sequence[tuple[str, str]], exc_info: ExcInfo | None = None, /
+    ) -> Callable[[bytes], None]:
+        """PEP 3333's start_response; a second call needs `exc_info`, and works until the head has been sent."""
+        if self._status is not None:
+            if exc_info is None or exc_info[1] is None:
+                raise AssertionError("start_response was called twice; a second call needs exc_info (PEP 3333)")
+            if self.response is not None:
+                raise exc_info[1].with_traceback(exc_info[2])
+        self._status = status
+        self._fields = headers
+        return self.write
+
+    def _send_whole(self, body: bytes) -> None:
+        """The most usual answer: one piece, whose head and body leave together."""
+        size = len(body)
+        response = self._start(size)
+        if response.length == size <= JOIN and response.has_body:
+            data = response.data + body
+            self._sent_head = True
+            self.bytes_out = len(data)
+            self.connection.send(data)
+        else:
+            self._write(body)
+            self._finish_body()
+
+    def _send_and_close(self, result: Iterable[bytes]) -> None:
+        """Any iterable; it is closed whatever happens."""
+        try:
+            if self.is_over:
+                return
+            if type(result) is FileWrapper:
+                self._send_file(result)
+            elif type(result) is list or type(result) is tuple:
+                self._send_joined(b"".join(result))
+            else:
+                for piece in result:
+                    if piece:
+                        if self.response is None:
+                            self._start(UNKNOWN_LENGTH)
+                        self._write(piece)
+            self._finish_body()
+        finally:
+            if hasattr(result, "close"):
+                result.close()
+
+    def _send_joined(self, body: bytes) -> None:
+        if self.response is None:
+            self._start(len(body))
+        if body:
+            self._write(body)
+
+    def write(self, data: bytes, /) -> None:
+        """PEP 3333's imperative write: what it is given is sent before it returns."""
+        if data:
+            if self.response is None:
+                self._start(UNKNOWN_LENGTH)
+            self._write(data)
+
+    def _start(self, body_length: int) -> ResponseHead:
+        """Frame the head. It is sent together with the first piece of the body.
+
+        A client that asks the same again mostly gets the same head again: the request's `Head` keeps the last one with
+        what it was made of.
+        """
+        status = self._status
+        if status is None:
+            raise BadResponseError("the application returned without calling start_response")
+        server = self.connection.server
+        standing = server.standing
+        head = self.head
+        keep_alive = head.keep_alive and not server.is_draining
+        if type(self.input) is BodyStream:
+            keep_alive = keep_alive and self.input.is_nearly_read
+        if self.request_id is not None:
+            standing = f"{standing}X-Request-ID: {self.request_id}\r\n"
+        source = (status, self._fields, standing, keep_alive, body_length)
+        response = head.last_response
+        if response is None or response.source != source:
+            response = frame(status, self._fields, standing, keep_alive, head.is_head, head.is_http10, body_length)
+            response.source = (status, list(self._fields), standing, keep_alive, body_length)
+            head.last_response = response
+        self.response = response
+        self.left = response.length
+        self.keep_alive = response.keep_alive
+        self._sent_head = False
+        return response
+
+    def _write(self, data: bytes) -> None:
+        """Send a piece of the body, with the head before it if it is the first."""
+        response = self.response
+        assert response is not None
+        if not response.has_body:
+            data = b""
+        elif self.left >= 0:
+            if len(data) > self.left:
+                data = self._cut(data)
+            self.left -= len(data)
+        elif response.chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if not self._sent_head:
+            if len(data) <= JOIN:
+                data = response.data + data
+                self._sent_head = True
+            else:
+                self._sent_head = True
+                self.bytes_out += len(response.data)
+                self.connection.send(response.data)
+        if data:
+            self.bytes_out += len(data)
+            self.connection.send(data)
+
+    def _cut(self, data: bytes) -> bytes:
+        """More body than Content-Length: what is beyond would be read as the next response, so it is not sent."""
+        log.error("%s: the body is longer than its Content-Length; cut", self.describe())
+        self.keep_alive = False
+        return data[: self.left]
+
+    def _finish_body(self) -> None:
+        response = self.response or self._start(0)
+        if not self._sent_head or response.chunked:
+            end = b"0\r\n\r\n" if response.chunked else b""
+            data = end if self._sent_head else response.data + end
+            self._sent_head = True
+            self.bytes_out += len(data)
+            self.connection.send(data)
+        if response.has_body and self.left > 0:
+            log.error("%s: the body is %d bytes shorter than its Content-Length", self.describe(), self.left)
+            self.keep_alive = False
+
+    def _send_file(self, wrapper: FileWrapper) -> None:
+        """Send a file: by the kernel where it is a regular one and nothing encrypts, by reading elsewhere."""
+        span = file_span(wrapper.file) if self.response is None else None
+        response = self._start(span[2]) if span is not None else self.response
+        if response is not None and not response.has_body:
+            return
+        if span is None or response is None or response.chunked or not self.connection.has_sendfile:
+            for piece in wrapper:
+                self.write(piece)
+            return
+        fd, offset, size = span
+        if self.left >= 0:
+            size = min(size, self.left)
+            self.left -= size
+        self._sent_head = True
+        self.connection.send(response.data)
+        self.connection.send_file(fd, offset, size)
+        self.bytes_out += len(response.data) + size
+
+    def _fail(self, error: BaseException, environ: dict[str, object]) -> None:
+        """The application raised: 500 if nothing has been sent, else a cut: no part may pass for the whole."""
+        failure = self.input.failure if isinstance(self.input, BodyStream) else None
+        if not isinstance(error, BodyError) or failure is None:
+            log.error("%s: %s", self.describe(), error, exc_info=(type(error), error, error.__traceback__))
+        if self.is_over:
+            return
+        if self.response is not None and self._sent_head:
+            self.connection.close()
+        else:
+            self.answer(SERVER_ERROR if failure is None else failure.rule)
+
+    def answer(self, rule: Rule) -> None:
+        """Answer in the application's place and be done with this request."""
+        self.is_over = True
+        self.connection.refuse(policy.Refused(rule), is_head=self.head.is_head)
+
+    def end(self, rule: Rule | None) -> None:
+        """From the loop: the request is over. Answer `rule` if no head has left yet, and end the application."""
+        if rule is not None and not (self.response is not None and self._sent_head):
+            self.answer(rule)
+        else:
+            self.is_over = True
+            self.connection.close()
+        self.greenlet.throw(RequestEnded())
+
+    def wind_up(self) -> None:
+        """From the loop: end an event stream politely, as if the application had returned."""
+        self.is_winding_up = True
+        self.greenlet.throw(RequestEnded())
+
+    def _say_last(self) -> None:
+        """RequestEnded has come through the application."""
+        self.is_over = True
+        if self.is_winding_up and self.response is not None:
+            self.keep_alive = False
+            try:
+                self._finish_body()
+            except ClientGone:
+                self.connection.close()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the head of the response is framed."""
+        return self.response is not None
+
+    @property
+    def is_event_stream(self) -> bool:
+        """Whether an event stream has begun, which nobody but its client ends."""
+        if self.response is None or not self._sent_head:
+            return False
+        return b"text/event-stream" in self.response.data
+
+    def describe(self) -> str:
+        """Method and path, for the log."""
+        return f"{self.head.environ['REQUEST_METHOD']} {self.head.environ['RAW_URI']}"
+
+
+def file_span(file: Any) -> tuple[int, int, int] | None:
+    """Descriptor, offset and bytes to the end of a regular file, or None."""
+    try:
+        fd = file.fileno()
+        facts = os.fstat(fd)
+        offset = file.tell()
+    except (AttributeError, OSError, ValueError):
+        return None
+    return (fd, offset, facts.st_size - offset) if stat.S_ISREG(facts.st_mode) and facts.st_size >= offset else None
