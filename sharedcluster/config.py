@@ -96,7 +96,7 @@ def parse_size(text: str) -> int:
     unit = text.strip()[len(number) :].lower().removesuffix("b").removesuffix("i")
     try:
         return int(float(number) * _UNITS[unit])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
         raise ValueError(f"{text!r} is not a size, as in 65536, 64K or 1.5G") from error
 
 

@@ -73,7 +73,7 @@ class HandOff:
         for until, worker in tuple(self._resting):
             if until <= now:
                 self._resting.remove((until, worker))
-                if worker.state is WorkerState.LISTENING:
+                if worker.state is WorkerState.LISTENING and worker.terminated_at is None:
                     self.enter(worker)
 
     # -- connections -----------------------------------------------------------------------------------------------
@@ -98,7 +98,10 @@ class HandOff:
                     self.leave(worker)
                     continue
                 pending.popleft()
-            pending.extendleft(reversed(skipped))
+            if len(skipped) < LOOK_AHEAD:
+                pending.extendleft(reversed(skipped))
+            else:  # the clients of one busy worker must not stand in front of everybody else's for ever
+                pending.extend(skipped)
 
     def take_back(self, connections: list[Connection]) -> None:
         """What a dead or refusing worker never acknowledged goes to the head of its queue."""

@@ -16,6 +16,7 @@ import gc
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Final
 
 import gevent
@@ -62,8 +63,9 @@ def main(context: MoldContext) -> int:
 def _fork_worker(context: MoldContext, wish: ForkWorker, fd: int, loaded: LoadedApp) -> None:
     """Fork twice: the one in between tells us the worker's pid and leaves, and the primary inherits the worker."""
     read, write = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     between = _fork()
     if between == 0:
         pid = _fork()

@@ -116,6 +116,7 @@ class Primary:
             self._close_in_child,
             on_forked=self.workforce.forked,
             on_failed=self.workforce.mold_failed,
+            boot_timeout=self.config.boot_timeout,
         )
 
     def answer(self, control: Callable[[selectors.BaseSelector], ControlServer]) -> None:
@@ -258,7 +259,13 @@ class Primary:
         """A new generation; a second call during the first is done after it."""
         if not self.is_stopping:
             self.notifier.reloading()
-            self.workforce.reload(when_over)
+            self.workforce.reload(lambda failure: self._reload_is_over(failure, when_over))
+
+    def _reload_is_over(self, failure: str, when_over: Callable[[str], None] | None) -> None:
+        if failure:
+            self.notifier.ready(self.desired_workers)  # systemd waits for this after RELOADING, however it went
+        if when_over is not None:
+            when_over(failure)
 
     def on_scale_up(self) -> None:
         """One worker more."""

@@ -27,7 +27,6 @@ import faulthandler
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections import deque
@@ -41,6 +40,7 @@ from gevent.event import Event
 from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.forking import WorkerContext
 from sharedcluster.cluster.ipc import ChannelClosed
+from sharedcluster.cluster.listener import EXHAUSTED, PAUSE_AFTER_EMFILE
 from sharedcluster.cluster.loading import LoadedApp, load
 from sharedcluster.cluster.messages import (
     Accepted,
@@ -117,7 +117,8 @@ class Worker:
         self._heartbeat = self._loop.timer(0.0, HEARTBEAT_INTERVAL)
         self._before_wait = self._loop.prepare()
         self._after_wait = self._loop.check()
-        self._acceptors: list[Any] = []
+        self._acceptors: list[tuple[_socket.socket, int, Any]] = []
+        self._rested: Any = None
         self._accepted = self._told = 0
         self._server: Server | None = None
         self._leave = Event()
@@ -173,27 +174,40 @@ class Worker:
     def _accept_shared(self) -> None:
         """With policy `shared` this worker takes connections off the listening sockets, as the others do."""
         for index, fd in enumerate(self.context.listener_fds):
-            watcher = self._loop.io(fd, 1)
-            watcher.start(
-                self._on_acceptable, _socket.socket(fileno=fd), index
-            )  # not gevent's class: it must not wait
-            self._acceptors.append(watcher)
+            self._acceptors.append((_socket.socket(fileno=fd), index, self._loop.io(fd, 1)))
+        self._watch_acceptors()
 
-    def _on_acceptable(self, listening: socket.socket, index: int) -> None:
+    def _watch_acceptors(self) -> None:
+        if not self._leave.is_set():
+            for listening, index, watcher in self._acceptors:
+                watcher.start(self._on_acceptable, listening, index)
+
+    def _on_acceptable(self, listening: _socket.socket, index: int) -> None:
         """One a turn, for law 2; the others are awake too, and whoever has time takes the next."""
         try:
             fd, address = listening._accept()  # type: ignore[attr-defined]
-        except OSError:
-            return  # another worker was faster, or the client gave up, or we are out of descriptors
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                self._rest()
+            return  # or another worker was faster, or the client gave up
         assert self._server is not None
         peer = (address[0], address[1]) if isinstance(address, tuple) and address else None
         self._server.serve(fd, index, peer)
 
+    def _rest(self) -> None:
+        """Out of descriptors: leave the clients to the other workers for a moment, or the loop would spin."""
+        for _, _, watcher in self._acceptors:
+            watcher.stop()
+        self._rested = self._loop.timer(PAUSE_AFTER_EMFILE)  # a new one: libev's cannot be started twice
+        self._rested.start(self._watch_acceptors)
+
     def _finish(self, server: Server) -> int:
         """Drain: what is in flight is answered, up to the deadline."""
+        start = time.monotonic()
         timeout = self.config.graceful_timeout if self._drain_timeout is None else self._drain_timeout
-        for watcher in self._acceptors:
+        for listening, _, watcher in self._acceptors:
             watcher.stop()
+            listening.close()  # or the socket would stay open, and collect clients, until the last of us is gone
         if not self._cut:
             for shared in live_states():
                 shared.drain()
@@ -211,7 +225,8 @@ class Worker:
             shared.close()
         if not self._orphaned:
             self._beat()
-            self._last_words()
+            # A connection that is on its way back is not to be lost because the primary is slow.
+            self._last_words(max(LAST_WORDS, timeout - (time.monotonic() - start)))
         return 0
 
     # -- the wire --------------------------------------------------------------------------------------------------
@@ -290,7 +305,11 @@ class Worker:
         logger.warning("the primary is gone: draining")
         self._orphaned = True
         self._gives_back = False
+        for _, fd in self._outbox:
+            if fd is not None:  # an idle connection that nobody can take any more
+                os.close(fd)
         self._outbox.clear()
+        self._writable.stop()
         if self._server is None:
             os._exit(0)
         self._leave.set()
@@ -317,8 +336,8 @@ class Worker:
                 os.close(fd)
         self._writable.stop()
 
-    def _last_words(self) -> None:
-        end = time.monotonic() + LAST_WORDS
+    def _last_words(self, patience: float = LAST_WORDS) -> None:
+        end = time.monotonic() + patience
         while self._outbox and time.monotonic() < end:
             gevent.sleep(0.01)
 

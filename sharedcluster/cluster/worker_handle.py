@@ -87,6 +87,7 @@ class WorkerHandle:
         self.deadline: float | None = None
         self.terminated_at: float | None = None
         self.killed = False
+        self.is_disconnected = False
         # Connections
         self.unacknowledged: dict[int, Connection] = {}
         self.handed_off = 0

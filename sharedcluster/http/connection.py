@@ -154,6 +154,8 @@ class Connection(Transport):
                 self.close()
         elif phase == SERVING:
             self._read_ahead(data)
+        elif phase == TAKEN:
+            self.on_taken_data(data)
         elif not data:
             if phase == IDLE:
                 self.close()
@@ -333,7 +335,7 @@ class Connection(Transport):
             if self.phase == LINGERING:
                 self.watch()
             elif self.phase == TAKEN:
-                self.close()
+                self.end_taken()
             return
         if exchange.response is None or not exchange.keep_alive or not self._drop_body(exchange.input):
             self._end(exchange)
@@ -413,7 +415,6 @@ class Connection(Transport):
         exchange.is_over = True
         self.phase = TAKEN
         self.unwatch()
-        self._is_held = True
         self.expiry = NEVER
         prefix, self._buffer = self._buffer, b""
         self._taken = self.make_socket(prefix)
@@ -421,8 +422,16 @@ class Connection(Transport):
 
     def make_socket(self, prefix: bytes) -> Any:
         """What `take_over` returns."""
+        self._is_held = True
         fd, self.fd = self.fd, -1
         return TakenSocket(fd, prefix)
+
+    def on_taken_data(self, data: bytes) -> None:
+        """Bytes for an application that has taken over; a plain connection does not read them."""
+
+    def end_taken(self) -> None:
+        """The application that had taken over is done."""
+        self.close()
 
     # Leaving.
 

@@ -7,7 +7,7 @@ The rules llhttp leaves open are applied to the result (`policy`).
 
 Laws:
 - One parser serves all connections, because it is fed whole heads only and never waits inside one. After any head that
-  could leave it within a body, closed or upgraded, it is thrown away.
+  could leave it within a body, closed or upgraded, it is thrown away; and nobody is refused by a used one.
 - Nothing here waits, reads a clock or touches a socket.
 - What a `Head` says is never changed: a client that sends the same bytes again on its connection is served from it.
 """
@@ -107,15 +107,25 @@ class HeadReader:
             self._parser.feed_data(head)
         except httptools.HttpParserUpgrade:
             self._renew()
-        except httptools.HttpParserError as error:
-            self._renew()
-            raise self.explain(head, str(error)) from None
+        except httptools.HttpParserError:
+            self._judge_anew(head)
         lines = text.split("\r\n")
         try:
             return self._read_lines(lines, template, len(text) > self._limit_line)
         except Refused:
             self._renew()
             raise
+
+    def _judge_anew(self, head: bytes) -> None:
+        """Let a fresh parser judge what the shared one refused: it may have thought its connection closed."""
+        self._renew()
+        try:
+            self._parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            self._renew()
+        except httptools.HttpParserError as error:
+            self._renew()
+            raise self.explain(head, str(error)) from None
 
     def _read_lines(self, lines: list[str], template: Environ, is_long: bool) -> Head:
         """The hot path: everything that follows costs what it touches, so nothing is looked at twice."""

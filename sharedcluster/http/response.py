@@ -132,6 +132,7 @@ def frame(
     """
     code, text = _statuses.get(status) or learn_status(status)
     length = UNKNOWN_LENGTH
+    has_date = False
     known = _fields.get
     for field in fields:
         entry = known(field)
@@ -147,9 +148,9 @@ def frame(
             assert type(entry) is Special
             if entry.line:
                 text += entry.line
-                standing = standing[standing.index("\n") + 1 :]
+                has_date = True
             keep_alive = keep_alive and not entry.closes
-    text += standing
+    text += standing[standing.index("\n") + 1 :] if has_date else standing
     has_body = not is_head
     chunked = False
     if code == 204 or code == 304:

@@ -233,7 +233,9 @@ class Server:
             environ = exchange.head.environ
             if exchange.request_id is not None:
                 environ = {**environ, "sharedcluster.request_id": exchange.request_id}
-            self._log_access(environ, exchange.response.code, exchange.bytes_out, seconds)
+            self._log_access(
+                environ, exchange.response.code, exchange.bytes_out - len(exchange.response.data), seconds
+            )
 
     def count_refusal(self, refused: Refused, connection: Connection) -> None:
         """A message was refused."""

@@ -13,15 +13,16 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sharedcluster.errors import Bug, RedisNeededError
+from sharedcluster.errors import Bug, RedisNeededError, StateUnavailableError
 from sharedcluster.state.broadcast import Broadcast
 from sharedcluster.state.cache import Cache
 from sharedcluster.state.checks import check_server
 from sharedcluster.state.codec import make_codec
-from sharedcluster.state.connection import Address, GroupCommit
+from sharedcluster.state.connection import Address, GroupCommit, ReplyError
 from sharedcluster.state.leases import LeaseKeeper
 from sharedcluster.state.near import Near
 from sharedcluster.state.primitives import Counter, DictRecord, DictWatchers, Lock, LockRoom, RateLimit, SharedDict
@@ -132,12 +133,21 @@ class SharedState:
             if not self._is_started:
                 self._is_started = True
                 _LIVE.add(self)
-                self.subscriber.on_first_pulse.append(self._report_check)
+                self.subscriber.on_first_pulse += [self._load_scripts, self._report_check]
+                self.subscriber.on_gap.append(self._load_scripts_soon)
                 self.subscriber.start()
 
     def check(self) -> list[str]:
         """See `checks.check_server`: warnings, or RedisNeededError."""
         return check_server(self.address, self.namespace)
+
+    def _load_scripts(self) -> None:
+        """So that no request has to send a text; if it fails, the first that needs a script does it."""
+        with suppress(StateUnavailableError, ReplyError):
+            self.commit.load_scripts()
+
+    def _load_scripts_soon(self) -> None:
+        threading.Thread(target=self._load_scripts, name="sharedcluster-scripts", daemon=True).start()
 
     def _report_check(self) -> None:
         """Once, in the background: what is wrong is logged in words, while requests get their 503."""

@@ -71,6 +71,12 @@ _REFUSALS: tuple[tuple[str, str, str], ...] = (
 def explain(address: Address, error: BaseException) -> RedisNeededError:
     """What an error on the way to Redis means for whoever started this program."""
     text = str(error)
+    if address.url.startswith("rediss://") and "imeout" in text:
+        return RedisNeededError(
+            f"Redis at {address.public} did not answer the TLS greeting.",
+            fact=text,
+            advice="If it does not speak TLS, use redis:// instead of rediss://.",
+        )
     for sign, what, advice in _REFUSALS:
         if sign in text:
             return RedisNeededError(what.format(url=address.public), fact=f"It said: {text}", advice=advice)

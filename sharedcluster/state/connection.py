@@ -310,7 +310,7 @@ class GroupCommit:
         replies = self.exchange(b"".join(map(pack, commands)), len(commands), idempotent)
         for index, reply in enumerate(replies):
             if isinstance(reply, ReplyError):
-                replies[index] = self._second_try(commands[index], reply)
+                replies[index] = self._second_try(commands[index], reply, idempotent)
         return replies
 
     def transaction(self, commands: Sequence[Command], *, idempotent: bool = False) -> list[Any]:
@@ -338,6 +338,11 @@ class GroupCommit:
         if isinstance(reply, ReplyError):
             raise self._as_error(reply)
         return reply
+
+    def load_scripts(self) -> None:
+        """Make all scripts known to the server, in one round trip."""
+        names = sorted(entry.name[:-4] for entry in _SCRIPTS.iterdir() if entry.name.endswith(".lua"))
+        self.many([("SCRIPT", "LOAD", script_text(_script_sha(name))) for name in names], idempotent=True)
 
     def close(self) -> None:
         """Close the connection; later commands fail."""
@@ -481,10 +486,10 @@ class GroupCommit:
 
     # -- error replies ---------------------------------------------------------------------------------------------
 
-    def _second_try(self, command: Command, reply: ReplyError) -> Any:
+    def _second_try(self, command: Command, reply: ReplyError, idempotent: bool) -> Any:
         """Send a script's text if that was all that was missing; raise otherwise."""
         if reply.code == "NOSCRIPT" and command[0] == "EVALSHA":
-            return self.call("EVAL", script_text(str(command[1])), *command[2:])
+            return self.call("EVAL", script_text(str(command[1])), *command[2:], idempotent=idempotent)
         raise self._as_error(reply)
 
     @staticmethod
@@ -496,12 +501,13 @@ class GroupCommit:
 
 # -- scripts ----------------------------------------------------------------------------------------------------------
 
+_SCRIPTS = files("sharedcluster.state").joinpath("scripts")
 _TEXTS: dict[str, str] = {}
 
 
 @cache
 def _script_sha(name: str) -> str:
-    text = files("sharedcluster.state").joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")
+    text = _SCRIPTS.joinpath(f"{name}.lua").read_text(encoding="utf-8")
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()  # what Redis names a script by
     _TEXTS[sha] = text
     return sha

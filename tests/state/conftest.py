@@ -10,10 +10,34 @@ from dataclasses import replace
 import pytest
 
 from sharedcluster.state import SharedState, StateSettings
+from tests.redis_process import RedisProcess, find_redis_server
 
 _NUMBERS = itertools.count()
 
 MakeState = Callable[..., SharedState]
+
+
+def server_binary() -> str:
+    """SHAREDCLUSTER_TEST_SERVER names another server to run the whole suite on, e.g. the oldest one supported."""
+    return os.environ.get("SHAREDCLUSTER_TEST_SERVER") or find_redis_server()
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisProcess]:
+    """One real server for the whole run."""
+    server = RedisProcess(server_binary())
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisProcess]:
+    """A server of the test's own, to be killed, paused and flushed."""
+    server = RedisProcess(server_binary())
+    server.start()
+    yield server
+    server.close()
 
 
 @pytest.fixture
