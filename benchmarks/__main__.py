@@ -107,6 +107,7 @@ def report(path: Path, previous: Path) -> None:
         for entry in results.entries.values():
             if entry.kind == "work" and entry.servers:
                 (RESULTS / f"{slug(entry.name)}.svg").write_text(plots.cpu_per_request(entry))
+        (RESULTS / "scaling.svg").write_text(plots.scaling(list(results.entries.values())))
     print("\n".join(table.bars(results, now)))
     print(f"\nthe whole table: {page.relative_to(ROOT)}")
 

@@ -26,7 +26,8 @@ Figures = Mapping[str, float]
 class Entry:
     """A row, measured. `servers` holds for each server its turns; each turn is named figures.
 
-    A row of work has `cpu_us`, `redis_us`, `client_us`, `rate`, `p50_ms` ...; a special names its own figures.
+    `kind` is "work", "scaling" (its servers are ours, with more and more workers) or "special". A turn of the first
+    two has `cpu_us`, `root_us`, `redis_us`, `client_us`, `rate`, `p50_ms` ...; a special names its own figures.
     """
 
     name: str
@@ -94,7 +95,7 @@ class Results:
             servers: dict[str, Sequence[Figures]] = {
                 name: [_turn(each) for each in slices] for name, slices in measured.slices.items()
             }
-            entry = Entry(measured.work, "work", taken, code, scale, servers, measured.missing)
+            entry = Entry(measured.work, measured.kind, taken, code, scale, servers, measured.missing)
         else:
             repeats: dict[str, Sequence[Figures]] = {
                 name: [_rounded(each) for each in figures] for name, figures in measured.repeats.items()

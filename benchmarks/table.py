@@ -17,6 +17,7 @@ def document(results: Results, now: CodeState, before: Results | None = None) ->
     """The whole page; with `before`, also how far two runs differ."""
     parts = ["# Results", "", *_preface(results, now), "", "## The bars", "", *bars(results, now), ""]
     parts += ["## CPU per request", "", *works(results, now), "", "## Rate and wait", "", *rates(results), ""]
+    parts += ["## Scaling", "", *scaling(results, now), ""]
     parts += ["## Other measurements", "", *specials(results, now)]
     if before is not None and before.entries:
         parts += ["", "## The same table twice", "", *twice(results, before)]
@@ -95,6 +96,22 @@ def rates(results: Results) -> list[str]:
                 cells = (f"{rate.median:,.0f}", f"{p50.median:.2f}", f"{p99.median:.2f}", ", ".join(remarks))
                 rows.append((entry.name, server, *cells))
     return markdown(("work", "server", "requests/s", "p50, ms", "p99, ms", ""), rows)
+
+
+def scaling(results: Results, now: CodeState) -> list[str]:
+    """Ours with more and more workers: what a request costs, all processes, the primary's part, and Redis's."""
+    rows = []
+    for entry in results.entries.values():
+        if entry.kind != "scaling":
+            continue
+        first = next(iter(entry.servers))
+        for workers in entry.servers:
+            cells = [entry.name.removeprefix("scaling: ") + _mark(entry, now), workers]
+            figures = (entry.figure(workers, name) for name in ("cpu_us", "root_us", "redis_us", "rate"))
+            cells += [f"{each.median:,.1f}" if each else "–" for each in figures]
+            rows.append((*cells, _with_spread(entry.ratio(workers, first))))
+    head = ("work", "workers", "µs per request", "of it primary", "Redis, µs", "requests/s", "÷ one worker")
+    return markdown(head, rows)
 
 
 def specials(results: Results, now: CodeState) -> list[str]:
