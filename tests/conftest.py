@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.cluster_process import Cluster
 from tests.redis_process import RedisProcess, find_redis_server
 
 TESTS = Path(__file__).parent
@@ -42,3 +44,23 @@ def own_redis() -> Iterator[RedisProcess]:
     server.start()
     yield server
     server.close()
+
+
+StartCluster = Callable[..., Cluster]
+
+
+@pytest.fixture
+def start_cluster() -> Iterator[StartCluster]:
+    """Start clusters, which are ended after the test; what they wrote is shown if it failed."""
+    started: list[Cluster] = []
+
+    def start(*arguments: Any, ready: bool = True, **options: Any) -> Cluster:
+        cluster = Cluster(*arguments, **options)
+        started.append(cluster)
+        return cluster.start(ready=ready)
+
+    yield start
+    for cluster in started:
+        if cluster.log.exists():
+            print(f"--- what the cluster wrote\n{cluster.output()}")
+        cluster.close()

@@ -115,8 +115,7 @@ class Server:
             peer: The client's address and port, None on a unix socket.
             proxied: What a PROXY head said when the connection was served by another worker.
         """
-        if os.get_blocking(fd):
-            os.set_blocking(fd, False)
+        os.set_blocking(fd, False)
         if self._timer is None:
             self._start_clock()
         self.counters.accepted += 1
@@ -165,16 +164,17 @@ class Server:
         """All counters at once, for a heartbeat."""
         return self.counters.picture(len(self._connections), self.in_flight)
 
-    def release_idle(self) -> list[ReleasedConnection]:
+    def release_idle(self, most: int | None = None) -> list[ReleasedConnection]:
         """Let go of the connections that are between two requests, and return them; nothing of them is closed."""
-        released = [connection.release() for connection in list(self._connections) if connection.is_releasable]
+        idle = [connection for connection in self._connections if connection.is_releasable]
+        released = [connection.release() for connection in idle[:most]]
         self._check_drained()
         return released
 
-    def release_when_idle(self, take: Callable[[ReleasedConnection], None]) -> None:
+    def release_when_idle(self, take: Callable[[ReleasedConnection], None] | None) -> None:
         """From now on give each connection that falls idle to `take`, in the hub or in a request's greenlet.
 
-        With this a drain closes none: it needs no `Connection: close` while there is somebody to take them.
+        None ends it. With this a drain closes none: it needs no `Connection: close` while somebody takes them.
         """
         self.on_idle = take
 

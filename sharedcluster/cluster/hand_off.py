@@ -1,0 +1,182 @@
+"""From the listeners to the workers: accept what there is room for, pick, pass on, take back.
+
+A connection is in exactly one place: the kernel's backlog, a listener's `pending`, or a handle's `unacknowledged`.
+What comes back (its worker died, refused, or drains and gives it away) goes into `pending` again: to the head if it
+has been waiting, to the tail if it is an idle one that has nothing to say yet.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from sharedcluster.cluster.ipc import ChannelClosed
+from sharedcluster.cluster.listener import Listener
+from sharedcluster.cluster.messages import Connection
+from sharedcluster.cluster.scheduling import Policy
+from sharedcluster.cluster.worker_handle import WorkerHandle, WorkerState
+from sharedcluster.log import logger
+
+REST: Final = 0.25
+"""Seconds a worker that refused a connection gets none."""
+
+
+LOOK_AHEAD: Final = 64
+"""Pending connections that may be passed over because their own worker (policy `sticky`) has no credit."""
+
+
+class HandOff:
+    """The listeners, the workers in rotation, and the policy between them.
+
+    With `accepts` False the workers take new connections off the listening sockets themselves (policy `shared`); only
+    what comes back, and what is left in the backlog at a stop, goes through here.
+    """
+
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        policy: Policy,
+        selector: selectors.BaseSelector,
+        *,
+        accepts: bool = True,
+    ) -> None:
+        self.listeners = tuple(listeners)
+        self._accepts = accepts
+        self._policy = policy
+        self._selector = selector
+        self._in_rotation: dict[int, WorkerHandle] = {}
+        self._resting: list[tuple[float, WorkerHandle]] = []
+        self._watched: set[int] = set()
+
+    # -- rotation --------------------------------------------------------------------------------------------------
+
+    def enter(self, worker: WorkerHandle) -> None:
+        """It takes connections from now on."""
+        self._in_rotation[worker.id] = worker
+        self._policy.add(worker)
+
+    def leave(self, worker: WorkerHandle) -> None:
+        """It gets none any more; a worker that is not in rotation is left as it is."""
+        if worker.id in self._in_rotation:
+            del self._in_rotation[worker.id]
+            self._policy.remove(worker)
+
+    def rest(self, worker: WorkerHandle, now: float) -> None:
+        """It refused a connection (it is out of descriptors): leave it alone for a moment, or the two would spin."""
+        if worker.id in self._in_rotation:
+            self.leave(worker)
+            self._resting.append((now + REST, worker))
+
+    def _wake(self, now: float) -> None:
+        for until, worker in tuple(self._resting):
+            if until <= now:
+                self._resting.remove((until, worker))
+                if worker.state is WorkerState.LISTENING and worker.terminated_at is None:
+                    self.enter(worker)
+
+    # -- connections -----------------------------------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Hand off what is pending, as far as there are workers with credit."""
+        for listener in self.listeners:
+            pending = listener.pending
+            skipped: list[Connection] = []
+            while pending and len(skipped) < LOOK_AHEAD:
+                worker = self._policy.pick(pending[0].peer)
+                if worker is None:
+                    if not any(w.has_credit for w in self._in_rotation.values()):
+                        break
+                    skipped.append(pending.popleft())  # this one waits for its own worker, the next may have another
+                    continue
+                try:
+                    if not worker.hand_off(pending[0]):
+                        break
+                except ChannelClosed:
+                    # It died a moment ago and has not been reaped; nothing was sent, so nothing is owed.
+                    self.leave(worker)
+                    continue
+                pending.popleft()
+            if len(skipped) < LOOK_AHEAD:
+                pending.extendleft(reversed(skipped))
+            else:  # the clients of one busy worker must not stand in front of everybody else's for ever
+                pending.extend(skipped)
+
+    def take_back(self, connections: list[Connection]) -> None:
+        """What a dead or refusing worker never acknowledged goes to the head of its queue."""
+        for listener in self.listeners:
+            listener.give_back([c for c in connections if c.listener == listener.index])
+
+    def give(self, connection: Connection) -> None:
+        """An idle connection that its worker gave away joins the queue like a new one."""
+        self.listeners[connection.listener].pending.append(connection)
+
+    # -- the listeners ---------------------------------------------------------------------------------------------
+
+    def watch(self, now: float) -> None:
+        """Watch those that have room; a full or exhausted one leaves its clients in the kernel's backlog."""
+        self._wake(now)
+        for listener in self.listeners:
+            if listener.paused_until and listener.paused_until <= now:
+                listener.paused_until = 0.0
+            wanted = self._accepts and listener.is_open and not listener.is_full and not listener.paused_until
+            if wanted and listener.index not in self._watched:
+                self._selector.register(listener.socket, selectors.EVENT_READ, _acceptor(listener))
+                self._watched.add(listener.index)
+            elif not wanted:
+                self._unwatch(listener)
+
+    def _unwatch(self, listener: Listener) -> None:
+        if listener.index in self._watched:
+            self._selector.unregister(listener.socket)
+            self._watched.discard(listener.index)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether somebody waits for what no event announces: descriptors, or a loop that turns again."""
+        return bool(self._resting) or any(each.paused_until or each.pending for each in self.listeners)
+
+    def refuse_newcomers(self) -> None:
+        """First half of closing without loss, see `Listener.refuse_newcomers`."""
+        for listener in self.listeners:
+            listener.refuse_newcomers()
+
+    def accept_all(self, now: float) -> bool:
+        """Empty the kernel's backlogs; True while there was something in one, or something is pending."""
+        taken = sum(listener.accept(now) for listener in self.listeners if listener.is_open)
+        return bool(taken) or any(listener.pending for listener in self.listeners)
+
+    def stop_accepting(self) -> None:
+        """Another primary accepts on the same sockets from now on; what is pending here is still handed off."""
+        for listener in self.listeners:
+            self._unwatch(listener)
+            listener.close(keep_file=True)
+
+    @property
+    def shared_fds(self) -> tuple[int, ...]:
+        """The listening sockets, for workers that accept themselves."""
+        return () if self._accepts else tuple(listener.socket.fileno() for listener in self.listeners)
+
+    def close(self, *, keep_files: bool = False) -> int:
+        """Close the listeners; returns how many pending connections were cut by it."""
+        cut = 0
+        for listener in self.listeners:
+            self._unwatch(listener)
+            listener.close(keep_file=keep_files)
+            cut += listener.cut_pending()
+        return cut
+
+    def close_in_child(self) -> None:
+        """In a forked worker: close every descriptor."""
+        for listener in self.listeners:
+            listener.close_in_child(keep_socket=not self._accepts)
+
+
+def _acceptor(listener: Listener) -> Callable[[int], None]:
+    def on_readable(_mask: int) -> None:
+        listener.accept(time.monotonic())
+        if listener.paused_until:
+            logger.warning("out of file descriptors: new connections wait in the kernel (see ulimit -n)")
+
+    return on_readable

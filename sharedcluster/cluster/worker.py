@@ -1,0 +1,461 @@
+"""A worker: the one file that joins the wire, the HTTP engine and the shared state.
+
+Importing this module patches the process for gevent, as its first statement, before socket, ssl, redis or flask can
+be imported unpatched. So only a process that was forked to be a worker (or to check the application) imports it.
+
+Laws:
+
+1. A connection's number is on the board before its first byte is read: if this process dies, the primary gives what
+   is not there to others, so nothing is lost and nothing is served twice. `Accepted` follows once per turn.
+2. `Server.serve` reads and runs the application until it waits, before the next connection is taken. So a view that
+   blocks the process never sits on a second connection that was read and cannot be given to anybody else.
+3. Signals of the terminal (INT, QUIT, HUP) are for the primary. TERM means: ask the primary for a replacement, and
+   go on serving until it is there; a second one, or one during the drain: end now.
+4. When the primary is gone the worker drains and exits. If its loop stands still it cannot notice that; then a
+   watchdog in C (`faulthandler`) writes the stacks and ends it, so that no orphan remains for ever.
+"""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+monkey.patch_all()
+
+# ruff: noqa: E402 - nothing may be imported before the patch
+import _socket
+import faulthandler
+import os
+import resource
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+from gevent.event import Event
+
+from sharedcluster.cluster.board import Row
+from sharedcluster.cluster.forking import WorkerContext
+from sharedcluster.cluster.ipc import ChannelClosed
+from sharedcluster.cluster.listener import EXHAUSTED, PAUSE_AFTER_EMFILE
+from sharedcluster.cluster.loading import LoadedApp, load
+from sharedcluster.cluster.messages import (
+    Accepted,
+    Drain,
+    Draining,
+    GivenBack,
+    Heartbeat,
+    Listening,
+    LoadFailed,
+    Message,
+    NewConnection,
+    Online,
+    Rebalance,
+    ReopenLogs,
+    Returned,
+    Stop,
+    WorkerStats,
+    cut_to_fit,
+)
+from sharedcluster.config import Config
+from sharedcluster.errors import UserError
+from sharedcluster.http.server import Server
+from sharedcluster.http.settings import HttpSettings, ListenerFacts, Proxied, ReleasedConnection
+from sharedcluster.http.tls import make_context
+from sharedcluster.log import access_logger, logger, set_up
+
+if TYPE_CHECKING:
+    from sharedcluster.state import SharedState
+
+HEARTBEAT_INTERVAL: Final = 1.0
+LAST_WORDS: Final = 0.5
+"""Seconds that the last messages may take to leave."""
+WATCHDOG_MARGIN: Final = 5.0
+"""Seconds after the heartbeat timeout; more than the primary's TERM and KILL take."""
+EXIT_LOAD_FAILED: Final = 3
+_PAGE: Final = resource.getpagesize()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What the application sees as `environ["sharedcluster.worker"]`."""
+
+    slot: int
+    id: int
+    generation: int
+
+
+def main(context: WorkerContext, loaded: LoadedApp | None = None) -> int:
+    """Be a worker until told to leave; returns the exit code. `loaded` is the application, if a mold has it."""
+    set_up(f"w{context.slot}", level=context.config.log_level, style=context.config.log_format)
+    os.environ["SHAREDCLUSTER_WORKER_ID"] = str(context.id)
+    os.environ["SHAREDCLUSTER_SLOT"] = str(context.slot)
+    set_environment(context.redis_url)
+    return Worker(context).run(loaded)
+
+
+def set_environment(redis_url: str) -> None:
+    """What the application may read before it is loaded."""
+    if redis_url:
+        os.environ["SHAREDCLUSTER_REDIS_URL"] = redis_url
+
+
+class Worker:
+    """The process: its end of the wire and what it serves."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self.context = context
+        self.config = context.config
+        self._channel = context.channel
+        self._loop = gevent.get_hub().loop
+        self._readable = self._loop.io(self._channel.fileno(), 1)
+        self._writable = self._loop.io(self._channel.fileno(), 2)
+        self._outbox: deque[tuple[Message, int | None]] = deque()
+        self._heartbeat = self._loop.timer(0.0, HEARTBEAT_INTERVAL)
+        self._before_wait = self._loop.prepare()
+        self._after_wait = self._loop.check()
+        self._acceptors: list[tuple[_socket.socket, int, Any]] = []
+        self._rested: Any = None
+        self._accepted = self._told = 0
+        self._server: Server | None = None
+        self._leave = Event()
+        self._drain_timeout: float | None = None
+        self._cut = False
+        self._gives_back = False
+        self._orphaned = False
+        self._asked_to_leave = False
+        self._rss = 0
+
+    def run(self, loaded: LoadedApp | None = None) -> int:
+        """Load the application, serve, drain."""
+        self._handle_signals()
+        self._readable.start(self._on_readable)
+        self._say(Online(os.getpid()))
+        try:
+            loaded = loaded or load(self.config.app)
+            self._server = self._make_server(loaded)
+        except UserError as error:
+            self._say(LoadFailed(str(error), cut_to_fit(getattr(error, "traceback", ""))))
+            self._last_words()
+            return EXIT_LOAD_FAILED
+        self._say(Listening(loaded.secret))
+        self._heartbeat.start(self._tick)
+        self._before_wait.start(self._note_wait, self._server, self.context.row)
+        self._after_wait.start(self.context.row.works)
+        self._accept_shared()
+        self._leave.wait()
+        return self._finish(self._server)
+
+    def _make_server(self, loaded: LoadedApp) -> Server:
+        context = self.context
+        facts = WorkerFacts(context.slot, context.id, context.generation)
+        server = Server(
+            loaded.application, http_settings(self.config, context.slot), environ={"sharedcluster.worker": facts}
+        )
+        tls = None
+        if self.config.certfile:
+            tls = make_context(self.config.certfile, self.config.keyfile or None, ticket_key=context.ticket_key)
+        for index, address in enumerate(context.addresses):
+            server.add_listener(
+                index, ListenerFacts(host=address.host, port=address.port, unix_path=address.path or None, tls=tls)
+            )
+        return server
+
+    def _note_wait(self, server: Server, row: Row) -> None:
+        """The loop is about to wait for events."""
+        row.waits(server.in_flight, server.connections, server.requests)
+        if self._accepted != self._told:
+            self._told = self._accepted
+            self._say(Accepted(self._accepted))
+
+    def _accept_shared(self) -> None:
+        """With policy `shared` this worker takes connections off the listening sockets, as the others do."""
+        for index, fd in enumerate(self.context.listener_fds):
+            self._acceptors.append((_socket.socket(fileno=fd), index, self._loop.io(fd, 1)))
+        self._watch_acceptors()
+
+    def _watch_acceptors(self) -> None:
+        if not self._leave.is_set():
+            for listening, index, watcher in self._acceptors:
+                watcher.start(self._on_acceptable, listening, index)
+
+    def _on_acceptable(self, listening: _socket.socket, index: int) -> None:
+        """One a turn, for law 2; the others are awake too, and whoever has time takes the next."""
+        try:
+            fd, address = listening._accept()  # type: ignore[attr-defined]
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                self._rest()
+            return  # or another worker was faster, or the client gave up
+        assert self._server is not None
+        peer = (address[0], address[1]) if isinstance(address, tuple) and address else None
+        self._server.serve(fd, index, peer)
+
+    def _rest(self) -> None:
+        """Out of descriptors: leave the clients to the other workers for a moment, or the loop would spin."""
+        for _, _, watcher in self._acceptors:
+            watcher.stop()
+        self._rested = self._loop.timer(PAUSE_AFTER_EMFILE)  # a new one: libev's cannot be started twice
+        self._rested.start(self._watch_acceptors)
+
+    def _finish(self, server: Server) -> int:
+        """Drain: what is in flight is answered, up to the deadline."""
+        start = time.monotonic()
+        timeout = self.config.graceful_timeout if self._drain_timeout is None else self._drain_timeout
+        for listening, _, watcher in self._acceptors:
+            watcher.stop()
+            listening.close()  # or the socket would stay open, and collect clients, until the last of us is gone
+        if not self._cut:
+            for shared in live_states():
+                shared.drain()
+            if self._gives_back:
+                # Others go on serving: an idle connection moves to them instead of being closed.
+                server.release_when_idle(self._give_back)
+                for released in server.release_idle():
+                    self._give_back(released)
+            server.drain()
+            server.wait_drained(timeout)
+        if left := server.in_flight:
+            logger.warning("%d requests were cut", left)
+        server.close()
+        for shared in live_states():
+            shared.close()
+        if not self._orphaned:
+            self._beat()
+            # A connection that is on its way back is not to be lost because the primary is slow.
+            self._last_words(max(LAST_WORDS, timeout - (time.monotonic() - start)))
+        return 0
+
+    # -- the wire --------------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        try:
+            while (received := self._channel.receive()) is not None:
+                message, fd = received
+                self._HANDLERS[type(message)](self, message, fd)
+        except ChannelClosed:
+            self._readable.stop()
+            self._primary_gone()
+        except (ValueError, KeyError):
+            logger.exception("the primary sent what is no message for a worker")
+
+    def _on_connection(self, message: NewConnection, fd: int | None) -> None:
+        if fd is None or self._server is None:  # out of descriptors: it stayed with the primary
+            if self._accepted != self._told:  # `Accepted` speaks of everything up to its number: first the others
+                self._told = self._accepted
+                self._say(Accepted(self._accepted))
+            self._say(Returned(message.seq))
+            if fd is not None:
+                os.close(fd)
+            return
+        self.context.row.accepts(message.seq)
+        self._accepted = message.seq
+        proxied = proxied_from(message.proxied) if message.proxied else None
+        self._server.serve(fd, message.listener, message.peer, proxied)
+
+    def _on_drain(self, message: Drain, _fd: int | None) -> None:
+        self._drain_timeout = message.timeout
+        self._gives_back = message.give_back
+        if self._server is None:
+            os._exit(0)  # it was still loading: nothing is in flight
+        self._leave.set()
+
+    def _on_stop(self, _message: Stop, _fd: int | None) -> None:
+        self._end_now()
+
+    def _give_back(self, released: ReleasedConnection) -> None:
+        """Called in the hub or in a request's greenlet; the descriptor is closed when it has left."""
+        message = GivenBack(released.listener, released.peer, proxied_as_text(released.proxied))
+        self._say(message, released.fd)
+
+    def _on_rebalance(self, message: Rebalance, _fd: int | None) -> None:
+        """Give away the next connections that fall idle, up to the count; busy ones stay until then."""
+        server = self._server
+        if server is None or self._leave.is_set():
+            return
+        left = message.count
+
+        def take(released: ReleasedConnection) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                server.release_when_idle(None)
+            self._give_back(released)
+
+        for released in server.release_idle(left):
+            take(released)
+        if left > 0:
+            server.release_when_idle(take)
+
+    def _on_reopen_logs(self, _message: ReopenLogs, _fd: int | None) -> None:
+        set_up(f"w{self.context.slot}", level=self.config.log_level, style=self.config.log_format)
+
+    _HANDLERS: Final[dict[type[Message], Callable[[Any, Any, int | None], None]]] = {
+        NewConnection: _on_connection,
+        Drain: _on_drain,
+        Stop: _on_stop,
+        Rebalance: _on_rebalance,
+        ReopenLogs: _on_reopen_logs,
+    }
+
+    def _primary_gone(self) -> None:
+        logger.warning("the primary is gone: draining")
+        self._orphaned = True
+        self._gives_back = False
+        for _, fd in self._outbox:
+            if fd is not None:  # an idle connection that nobody can take any more
+                os.close(fd)
+        self._outbox.clear()
+        self._writable.stop()
+        if self._server is None:
+            os._exit(0)
+        self._leave.set()
+
+    def _say(self, message: Message, fd: int | None = None) -> None:
+        """Send a message, in order; a descriptor that goes with it is closed here once it has left."""
+        self._outbox.append((message, fd))
+        if len(self._outbox) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._outbox:
+            message, fd = self._outbox[0]
+            try:
+                sent = self._channel.send(message, fd)
+            except ChannelClosed:
+                sent = True  # nobody listens any more
+            if not sent:
+                if not self._writable.active:
+                    self._writable.start(self._flush)
+                return
+            self._outbox.popleft()
+            if fd is not None:
+                os.close(fd)
+        self._writable.stop()
+
+    def _last_words(self, patience: float = LAST_WORDS) -> None:
+        end = time.monotonic() + patience
+        while self._outbox and time.monotonic() < end:
+            gevent.sleep(0.01)
+
+    def _tick(self) -> None:
+        """Once a second."""
+        if self.config.heartbeat_timeout:
+            # The primary acts first, if it is there; this is for a worker without one.
+            patience = self.config.heartbeat_timeout + WATCHDOG_MARGIN
+            faulthandler.dump_traceback_later(patience, exit=True)
+        if not self._orphaned:
+            self._beat()
+
+    def _beat(self) -> None:
+        self._say(Heartbeat(self._stats()))
+
+    def _stats(self) -> WorkerStats:
+        server = self._server
+        assert server is not None
+        counters: dict[str, int] = {}
+        redis_state, redis_url, latency = "none", "", 0.0
+        for shared in live_states():
+            facts = shared.facts()
+            redis_state = "down" if "down" in (facts.state, redis_state) else facts.state
+            redis_url, latency = facts.url, facts.latency_ms
+            counters["gaps"] = counters.get("gaps", 0) + facts.gaps
+        return WorkerStats(
+            connections=server.connections,
+            in_flight=server.in_flight,
+            requests=server.requests,
+            rss=self._resident_bytes(),
+            cpu_seconds=time.process_time(),
+            redis_state=redis_state,
+            redis_latency_ms=latency,
+            redis_url=redis_url,
+            counters=counters,
+        )
+
+    def _resident_bytes(self) -> int:
+        try:
+            fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # out of descriptors: the last figure is good enough, the heartbeat must go out
+            return self._rss
+        try:
+            self._rss = int(os.read(fd, 128).split()[1]) * _PAGE
+        finally:
+            os.close(fd)
+        return self._rss
+
+    # -- signals ---------------------------------------------------------------------------------------------------
+
+    def _handle_signals(self) -> None:
+        ignore_the_terminal()
+        # In C, so that it works while the loop stands still; the greenlets follow if Python still runs.
+        signal.signal(signal.SIGUSR2, _dump_greenlets)
+        faulthandler.register(signal.SIGUSR2, file=sys.stderr, all_threads=True, chain=True)
+        gevent.signal_handler(signal.SIGTERM, self._on_term)
+
+    def _on_term(self) -> None:
+        if self._leave.is_set() or self._server is None:
+            self._end_now()
+            return
+        if self._asked_to_leave:
+            self._end_now()
+            return
+        self._asked_to_leave = True
+        self._say(Draining("it got TERM"))
+
+    def _end_now(self) -> None:
+        self._cut = True
+        if self._server is not None:
+            self._server.close()
+        os._exit(0)
+
+
+def live_states() -> list[SharedState]:
+    """The shared states of the application; none, and no redis loaded for it, if it does not use the extension."""
+    room = sys.modules.get("sharedcluster.state")
+    return room.live_states() if room is not None else []
+
+
+def ignore_the_terminal() -> None:
+    """Leave to the primary what is sent to the whole process group."""
+    # A handler that does nothing, not SIG_IGN: programs that the application starts must not inherit deafness.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1):
+        signal.signal(number, lambda _number, _frame: None)
+
+
+def _dump_greenlets(_number: int, _frame: Any) -> None:
+    from gevent.util import format_run_info
+
+    sys.stderr.write("\n".join(format_run_info()) + "\n")
+
+
+def http_settings(config: Config, slot: int) -> HttpSettings:
+    """The part of the configuration that concerns the HTTP engine."""
+    return HttpSettings(
+        limit_head=config.limit_head,
+        limit_body=config.limit_body,
+        limit_concurrency=config.limit_concurrency,
+        keep_alive=config.keep_alive,
+        request_timeout=config.request_timeout,
+        forwarded_allow_ips=config.forwarded_allow_ips,
+        access_log=access_logger.info if config.access_log else None,
+        access_log_format=config.log_format,
+        expose_worker=str(slot) if config.expose_worker else None,
+    )
+
+
+def proxied_as_text(proxied: Proxied | None) -> str:
+    """What PROXY protocol said of a client, as the message carries it: "" nothing, "-" the proxy itself, HOST PORT."""
+    if proxied is None:
+        return ""
+    return "-" if proxied.client is None else f"{proxied.client[0]} {proxied.client[1]}"
+
+
+def proxied_from(text: str) -> Proxied | None:
+    """The reverse of `proxied_as_text`."""
+    if not text:
+        return None
+    host, _, port = text.partition(" ")
+    return Proxied((host, int(port)) if port else None)

@@ -1,0 +1,71 @@
+-- Write the changed fields of one session, and nothing else of it; never bring back one that is gone.
+-- KEYS: session [, its new name when the id is rotated]
+-- ARGV: create 0|1, idle_ms, absolute_ms (0: none), channel, prefix of user indexes, name, new name ('': keep),
+--       base version, user to bind ('': none), merge 0|1, number of fields n, n * (field, base value, value),
+--       fields to remove...
+-- Returns {1, version, previous version [, all fields if somebody else has written since base]}, {0} when the session
+-- is gone, or {2, field, stored value, ...} when `merge` is on and a field is not what the writer saw.
+local key = KEYS[1]
+local exists = redis.call('EXISTS', key) == 1
+if not exists and ARGV[1] == '0' then return {0} end
+
+local n = tonumber(ARGV[11])
+local first, last = 12, 11 + 3 * n
+if ARGV[10] == '1' then
+  local conflicts = {2}
+  for i = first, last, 3 do
+    local stored = redis.call('HGET', key, ARGV[i]) or ''
+    if stored ~= ARGV[i + 1] then
+      conflicts[#conflicts + 1] = ARGV[i]
+      conflicts[#conflicts + 1] = stored
+    end
+  end
+  if #conflicts > 1 then return conflicts end
+end
+
+local t = redis.call('TIME')
+local now = t[1] * 1000000 + t[2]
+local now_ms = math.floor(now / 1000)
+local meta = redis.call('HMGET', key, '@v', '@x', '@u')
+local previous, deadline, user = meta[1] or '0', meta[2], meta[3]
+-- A hybrid clock: it grows by at least one per write, and after a failover that lost writes it does not repeat
+-- numbers, so that a near copy of the lost write can never pass for the new one.
+local version = string.format('%.0f', math.max(tonumber(previous) + 1, now))
+for i = first, last, 3 do redis.call('HSET', key, ARGV[i], ARGV[i + 2]) end
+for i = last + 1, #ARGV do redis.call('HDEL', key, ARGV[i]) end
+if not exists then
+  redis.call('HSET', key, '@c', string.format('%.0f', now_ms))
+  if ARGV[3] ~= '0' then
+    deadline = string.format('%.0f', now_ms + tonumber(ARGV[3]))
+    redis.call('HSET', key, '@x', deadline)
+  end
+end
+if ARGV[9] ~= '' then
+  if user and user ~= ARGV[9] then redis.call('ZREM', ARGV[5] .. user, ARGV[6]) end
+  user = ARGV[9]
+  redis.call('HSET', key, '@u', user)
+end
+redis.call('HSET', key, '@v', version)
+
+local ttl = tonumber(ARGV[2])
+if deadline then ttl = math.min(ttl, tonumber(deadline) - now_ms) end
+ttl = math.max(ttl, 1)
+redis.call('PEXPIRE', key, string.format('%.0f', ttl))
+
+local reply = {1, version, previous}
+if previous ~= ARGV[8] then reply[4] = redis.call('HGETALL', key) end
+local name = ARGV[6]
+if ARGV[7] ~= '' then
+  name = ARGV[7]
+  redis.call('RENAME', key, KEYS[2])
+  redis.call('PUBLISH', ARGV[4], 's - ' .. ARGV[6])
+end
+if user then
+  local index = ARGV[5] .. user
+  if name ~= ARGV[6] then redis.call('ZREM', index, ARGV[6]) end
+  redis.call('ZREMRANGEBYSCORE', index, '-inf', string.format('%.0f', now_ms))
+  redis.call('ZADD', index, string.format('%.0f', now_ms + ttl), name)
+  redis.call('PEXPIRE', index, string.format('%.0f', math.max(ttl, redis.call('PTTL', index))))
+end
+redis.call('PUBLISH', ARGV[4], 's ' .. version .. ' ' .. name)
+return reply

@@ -1,0 +1,95 @@
+"""A worker that stands in C code, and what becomes of the connections it holds unread."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sharedcluster.cluster.board import STANDS_STILL
+from sharedcluster.cluster.worker_handle import CREDIT
+from tests.cluster_process import Cluster
+from tests.conftest import StartCluster
+from tests.waiting import wait_until
+
+
+def block(cluster: Cluster, pool: ThreadPoolExecutor) -> int:
+    """Have one more worker stand in C code; its pid. Its client is given up with the worker."""
+    before = {w["pid"]: w["handed_off"] for w in cluster.workers()}
+    pool.submit(cluster.get, "/block/40.0", timeout=60)
+    pid = wait_until(
+        lambda: next((w["pid"] for w in cluster.workers() if w["handed_off"] > before[w["pid"]]), 0),
+        "a worker has the blocking request",
+    )
+    wait_until(lambda: stands_in_c(pid), "it stands in C code")
+    return pid
+
+
+def stands_in_c(pid: int) -> bool:
+    """Whether the process sleeps in `clock_nanosleep`, which gevent's loop never does."""
+    number = Path(f"/proc/{pid}/syscall").read_text().split()[0]
+    return number in ("230", "115")  # x86-64, arm64
+
+
+def test_the_others_answer(start_cluster: StartCluster) -> None:
+    """While a worker stands in C code, 20 new connections are all answered by the other one, within a second."""
+    cluster = start_cluster("tests.apps.plain:app", "-w", "2", "--redis", "none")
+    with ThreadPoolExecutor(24) as pool:
+        pid = block(cluster, pool)
+        time.sleep(2 * STANDS_STILL / 1e9)  # from then on the board says so
+        answers = [pool.submit(cluster.get, "/", timeout=30) for _ in range(20)]
+        wait_until(lambda: all(f.done() for f in answers), "all are answered", deadline=1)
+        assert {f.result().json["pid"] for f in answers}.isdisjoint({pid})
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_what_blocked_workers_hold_unread_survives_their_death(start_cluster: StartCluster) -> None:
+    """Both workers blocked: each holds at most its credit of ten connections; kill -9 both, and all are answered."""
+    cluster = start_cluster("tests.apps.plain:app", "-w", "2", "--redis", "none")
+    unread = 2 * (CREDIT - 1)
+    with ThreadPoolExecutor(24) as pool:
+        pids = {block(cluster, pool), block(cluster, pool)}
+        assert len(pids) == 2
+        answers = [pool.submit(cluster.get, "/", timeout=30) for _ in range(10)]
+        wait_until(lambda: cluster.status()["listeners"][0]["accepted"] >= 12, "the primary has them all")
+        # The blocking request itself is taken but not acknowledged: its turn of the loop is not over.
+        wait_until(lambda: sum(w["handed_off"] for w in cluster.workers()) == 2 * CREDIT, "their credit is spent")
+        assert cluster.status()["listeners"][0]["pending"] == 10 - unread
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        results = [f.result(30) for f in answers]
+    assert [r.status for r in results] == [200] * 10
+    assert {r.json["pid"] for r in results}.isdisjoint(pids)
+    assert cluster.status()["counters"]["redispatched"] == unread
+
+
+def test_the_last_worker_is_killed_with_a_queue(start_cluster: StartCluster) -> None:
+    """One blocked worker, ten waiting: after kill -9 its replacement answers all, the port never refuses."""
+    cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none")
+    with ThreadPoolExecutor(16) as pool:
+        pid = block(cluster, pool)
+        answers = [pool.submit(cluster.get, "/", timeout=30) for _ in range(10)]
+        wait_until(lambda: cluster.status()["listeners"][0]["accepted"] >= 11, "all ten were accepted by the primary")
+        assert not any(f.done() for f in answers)
+        os.kill(pid, signal.SIGKILL)
+        late = [pool.submit(cluster.get, "/", timeout=30) for _ in range(3)]
+        results = [f.result(30) for f in answers + late]
+    assert [r.status for r in results] == [200] * 13
+    assert {r.json["pid"] for r in results}.isdisjoint({pid})
+
+
+def test_a_worker_without_descriptors_returns_its_connections(start_cluster: StartCluster) -> None:
+    """A worker at its limit of descriptors refuses; others answer, and it works again once it may."""
+    cluster = start_cluster("tests.apps.plain:app", "-w", "2", "--redis", "none")
+    poor = cluster.workers()[0]["pid"]
+    used = {int(name) for name in os.listdir(f"/proc/{poor}/fd")}
+    first_free = next(number for number in range(1000) if number not in used)
+    limits = resource.prlimit(poor, resource.RLIMIT_NOFILE)
+    resource.prlimit(poor, resource.RLIMIT_NOFILE, (first_free, limits[1]))
+    assert [cluster.get("/").status for _ in range(8)] == [200] * 8
+    assert cluster.status()["counters"]["redispatched"] >= 1
+    resource.prlimit(poor, resource.RLIMIT_NOFILE, limits)
+    wait_until(lambda: cluster.get("/").json["pid"] == poor, "it works again")
