@@ -217,7 +217,7 @@ class Connection(Transport):
         if len(data) > settings.limit_head:
             raise Refused(policy.HEAD_TOO_LARGE)
         if len(data) > settings.limit_line and b"\r\n" not in data:
-            raise Refused(policy.LINE_TOO_LONG)
+            raise Refused(policy.LINE_TOO_LONG if b" " in data[:33] else policy.REQUEST_LINE)
         self._look_early(data, seen)
         self._buffer = data
         if self.phase != HEAD:
