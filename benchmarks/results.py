@@ -50,6 +50,13 @@ class Entry:
             return None
         return ratio([turn[name] for turn in mine], [turn[name] for turn in other])
 
+    def best_ratio(self, ours: str, theirs: str, name: str = "cpu_us") -> float | None:
+        """Our best turn over their best turn: a busy machine only ever adds CPU, so this is the quietest view."""
+        mine, other = self.servers.get(ours), self.servers.get(theirs)
+        if not mine or not other:
+            return None
+        return min(turn[name] for turn in mine) / min(turn[name] for turn in other)
+
 
 @dataclass(slots=True)
 class Results:
