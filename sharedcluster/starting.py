@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -44,10 +44,10 @@ from sharedcluster.watching import watching
 PROBE_TIMEOUT: Final = 3.0
 
 
-def start(resolved: Resolved) -> int:
-    """Serve until told to stop; returns the exit code."""
+def start(resolved: Resolved, observe: Callable[[Primary], None] | None = None) -> int:
+    """Serve until told to stop; returns the exit code. `observe` gets the primary before it runs."""
     config = resolved.config
-    set_up("primary", level=config.log_level, style=config.log_format)
+    set_up("primary", level=config.log_level, style=config.log_format, files=config.log_files())
     for warning in check_environment(os.environ):
         logger.warning("%s", warning)
     inherited = Inheritance.from_environment()
@@ -68,6 +68,8 @@ def start(resolved: Resolved) -> int:
         _announce(resolved, primary, found["found"], redis)
         _follow(primary)
         Predecessor(primary, redis.url, redis.lifeline_fd)
+        if observe:
+            observe(primary)
         with watching(config, primary):
             return primary.run()
 

@@ -155,6 +155,8 @@ class WorkerStats:
     redis_latency_ms: float = 0.0
     redis_url: str = ""
     counters: dict[str, int] = field(default_factory=dict)
+    latency: list[int] = field(default_factory=list)
+    """Requests by duration: bucket i is below 2**i microseconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,8 @@ _waitpid: Final = monkey.get_original("os", "waitpid")
 
 def main(context: MoldContext) -> int:
     """Load what is shared, then fork workers until the primary closes the channel."""
-    set_up("mold", level=context.config.log_level, style=context.config.log_format)
+    config = context.config
+    set_up("mold", level=config.log_level, style=config.log_format, files=config.log_files())
     worker.ignore_the_terminal()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     channel = context.channel
