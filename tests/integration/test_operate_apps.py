@@ -166,7 +166,9 @@ def test_two_starts_at_once(desk: Desk) -> None:
     """One wins; the other says that it runs, and nothing runs twice."""
     codes: list[int] = []
     command = ("start", "shop:app", "--name", "shop", "-w", "1", "--port", "0", "--redis", "none")
-    threads = [threading.Thread(target=lambda: codes.append(desk.cli(*command, ok=False).returncode)) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: codes.append(desk.cli(*command, ok=False).returncode)) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
