@@ -44,6 +44,7 @@ class Row:
     """All turns of one row, by server; and who is missing, and why."""
 
     work: str
+    kind: str = "work"
     slices: dict[str, list[Slice]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 

@@ -63,6 +63,8 @@ def start(resolved: Resolved, observe: Callable[[Primary], None] | None = None) 
                 "The application shares sessions or caches, and there is no Redis (--redis none).",
                 advice="Leave --redis out, or name one: --redis redis://127.0.0.1:6379/0",
             )
+        for warning in found["warnings"]:
+            logger.warning("%s", warning)
         _announce(resolved, primary, found["found"], redis)
         _follow(primary)
         Predecessor(primary, redis.url, redis.lifeline_fd)
@@ -86,6 +88,7 @@ def check_only(resolved: Resolved) -> Iterator[str]:
         yield f"redis    {choice.program or choice.kind}"
     found = check_application(config, choice.url or "")
     yield f"app      {found['found']}"
+    yield from (f"warning  {warning}" for warning in found["warnings"])
 
 
 # -- Redis -------------------------------------------------------------------------------------------------------
@@ -228,7 +231,7 @@ def check_application(config: Config, redis_url: str) -> dict[str, Any]:
     """Load the application in a throw-away child, so that what is wrong with it is said once, and by nobody else.
 
     Returns:
-        `found` (where), `shares_state` (whether it uses the extension).
+        `found` (where), `shares_state` (whether it uses the extension), `warnings` (about Redis).
 
     Raises:
         AppLoadError: With the application's own traceback if it raised.
@@ -251,6 +254,8 @@ def check_application(config: Config, redis_url: str) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads(answer)
     if "user_error" in facts:
         raise ConfigError(facts["user_error"], fact=facts["fact"], advice=tuple(facts["advice"]))
+    if "redis_error" in facts:
+        raise RedisNeededError(facts["redis_error"], fact=facts["fact"], advice=tuple(facts["advice"]))
     if "what" in facts:
         raise AppLoadError(
             facts["what"], fact=facts["fact"], advice=tuple(facts["advice"]), traceback=facts["traceback"]
@@ -273,11 +278,14 @@ def _check_in_child(config: Config, redis_url: str, write: int) -> None:
 
             make_context(config.certfile, config.keyfile or None)
         loaded = load(config.app)
-        answer = {"found": loaded.found, "shares_state": loaded.shares_state}
+        answer = {"found": loaded.found, "shares_state": loaded.extension is not None, "warnings": []}
+        if loaded.extension is not None and redis_url:
+            answer["warnings"] = loaded.extension.check()
     except AppLoadError as error:
         answer = {"what": error.what, "fact": error.fact, "advice": error.advice, "traceback": error.traceback}
     except UserError as error:
-        answer = {"user_error": error.what, "fact": error.fact, "advice": error.advice}
+        kind = "redis_error" if isinstance(error, RedisNeededError) else "user_error"
+        answer = {kind: error.what, "fact": error.fact, "advice": error.advice}
     except SystemExit as stop:
         answer = {
             "what": f"Loading {config.app} called sys.exit({stop.code!r}).",

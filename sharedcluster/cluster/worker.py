@@ -140,6 +140,8 @@ class Worker:
         self._say(Online(os.getpid()))
         try:
             loaded = loaded or load(self.config.app)
+            if loaded.extension is not None:
+                loaded.extension.state  # noqa: B018 - made here, so that its handlers hear messages from now on
             self._server = self._make_server(loaded)
         except UserError as error:
             self._say(LoadFailed(str(error), cut_to_fit(getattr(error, "traceback", ""))))

@@ -217,7 +217,7 @@ class Connection(Transport):
         if len(data) > settings.limit_head:
             raise Refused(policy.HEAD_TOO_LARGE)
         if len(data) > settings.limit_line and b"\r\n" not in data:
-            raise Refused(policy.LINE_TOO_LONG)
+            raise Refused(policy.LINE_TOO_LONG if b" " in data[:33] else policy.REQUEST_LINE)
         self._look_early(data, seen)
         self._buffer = data
         if self.phase != HEAD:
@@ -232,7 +232,7 @@ class Connection(Transport):
             seen = 0
         try:
             self._early.feed_data(data[seen:])
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._early = None
             if b"\n" in data or not chr(data[0]).isalpha():
                 raise self.reader.explain(data, str(error)) from None
@@ -502,9 +502,8 @@ class Connection(Transport):
         """Answer a message that breaks a rule, as far as the client takes it at once, and end."""
         server = self.server
         server.count_refusal(refused, self)
-        retry_after = 1 if refused.rule is policy.OVERLOADED else None
         try:
-            self.answer(refusal(refused.rule, server.standing, is_head=is_head, retry_after=retry_after))
+            self.answer(refusal(refused.rule, server.standing, is_head=is_head))
             self._linger()
         except OSError:
             self.close()

@@ -115,8 +115,7 @@ class Server:
             peer: The client's address and port, None on a unix socket.
             proxied: What a PROXY head said when the connection was served by another worker.
         """
-        if os.get_blocking(fd):
-            os.set_blocking(fd, False)
+        os.set_blocking(fd, False)
         if self._timer is None:
             self._start_clock()
         self.counters.accepted += 1
