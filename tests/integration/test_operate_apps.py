@@ -91,6 +91,9 @@ def test_a_killed_worker_and_a_killed_primary_come_back(desk: Desk) -> None:
     assert row["primary_restarts"] == 1
     assert "killed by SIGKILL" in row["note"]
     assert "killed by SIGKILL" in desk.cli("list").stdout
+    desk.cli("reset", "shop")
+    wait_until(lambda: desk.apps()["shop"]["primary_restarts"] == 0, "the counters are zero")
+    assert desk.status()["counters"]["restarts"] == 0
 
 
 def test_without_autorestart_a_killed_primary_stays_down(desk: Desk) -> None:
