@@ -440,6 +440,11 @@ class Connection(Transport):
         """Between two requests, with not one byte of the next read: another worker can go on with it."""
         return self.phase == IDLE and not self._buffer and not self._is_at_end and not self._is_opening
 
+    @property
+    def will_move(self) -> bool:
+        """Whether a drain lets this connection live on in another worker."""
+        return self.server.on_idle is not None
+
     def release(self) -> ReleasedConnection:
         """Let go of the descriptor without closing it."""
         released = ReleasedConnection(self.fd, self.index, self.peer, self.proxied)

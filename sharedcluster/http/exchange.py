@@ -192,10 +192,11 @@ class Exchange:
         status = self._status
         if status is None:
             raise BadResponseError("the application returned without calling start_response")
-        server = self.connection.server
+        connection = self.connection
+        server = connection.server
         standing = server.standing
         head = self.head
-        keep_alive = head.keep_alive and not server.is_draining
+        keep_alive = head.keep_alive and (not server.is_draining or connection.will_move)
         if type(self.input) is BodyStream:
             keep_alive = keep_alive and self.input.is_nearly_read
         if self.request_id is not None:

@@ -219,6 +219,11 @@ class TlsConnection(Connection):
             pump.close()
 
     @property
+    def will_move(self) -> bool:
+        """Never, as `is_releasable`."""
+        return False
+
+    @property
     def is_releasable(self) -> bool:
         """Never: the keys live in this process."""
         return False
