@@ -51,8 +51,17 @@ class Run:
         self.unknown: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.violations: list[str] = []
-        self.is_over: bool = False
+        self._is_over = False
+        self.has_faults = True
         self.serial = itertools.count(1)
+
+    def is_over(self) -> bool:
+        """Whether clients are to stop."""
+        return self._is_over
+
+    def end(self) -> None:
+        """Let clients stop."""
+        self._is_over = True
 
     def violated(self, row: str, text: str) -> None:
         """A guarantee did not hold."""
@@ -130,12 +139,12 @@ class Client:
 def sequential_sessions(run: Run) -> None:
     """Read-your-writes and monotonic reads of one client that goes from worker to worker."""
     client = Client(run)
-    while not run.is_over:
+    while not run.is_over():
         client.cookie = ""
         known = 0
         unknown: dict[int, float] = {}
         for number in range(1, 200):
-            if run.is_over:
+            if run.is_over():
                 return
             job = {"set": {"n": number}} if random.random() < 0.5 else {}
             try:
@@ -163,14 +172,14 @@ def sequential_sessions(run: Run) -> None:
 def parallel_sessions(run: Run) -> None:
     """Requests in parallel on one session, each its own key: no acknowledged write is lost."""
     clients = [Client(run) for _ in range(4)]
-    while not run.is_over:
+    while not run.is_over():
         cookie = ""
         try:
             clients[0].cookie = ""
             clients[0].call("/session", {"set": {"start": 1}})
             cookie = clients[0].cookie
             for turn in range(1, 30):
-                if run.is_over:
+                if run.is_over():
                     return
                 cookie = parallel_round(run, clients, cookie, turn)
         except UnknownOutcome:
@@ -212,7 +221,7 @@ def parallel_round(run: Run, clients: list[Client], cookie: str, turn: int) -> s
 def destroyed_sessions(run: Run) -> None:
     """A late write never brings back a session that was ended, and its cookie leads nowhere for ever."""
     client, late = Client(run), Client(run)
-    while not run.is_over:
+    while not run.is_over():
         try:
             client.cookie = ""
             client.call("/session", {"set": {"user": "ann"}})
@@ -266,6 +275,11 @@ class Register:
         del known[:-400]
 
 
+def between_writes() -> float:
+    """Bursts, and then nothing for long enough that a value which was left stale is seen to be."""
+    return random.uniform(0, 0.05) if random.random() < 0.95 else STALE_BOUND + 1.5
+
+
 def cache_writer(run: Run, register: Register, name: str) -> None:
     """Set a key to growing numbers; after an unknown outcome the key is given up, another one takes its place."""
     client = Client(run)
@@ -274,12 +288,12 @@ def cache_writer(run: Run, register: Register, name: str) -> None:
         register.keys[key] = []
         try:
             for number in itertools.count(1):
-                if run.is_over:
+                if run.is_over():
                     return
                 client.call("/cache", {"set": {key: number}})
                 run.operations["cache set"] += 1
                 register.note(key, number)
-                gevent.sleep(random.uniform(0, 0.05))
+                gevent.sleep(between_writes())
         except UnknownOutcome:
             run.unknown["cache"] += 1
             register.keys.pop(key)
@@ -289,7 +303,7 @@ def cache_writer(run: Run, register: Register, name: str) -> None:
 def cache_reader(run: Run, register: Register) -> None:
     """Read keys and see that nothing is older than the bound allows."""
     client = Client(run)
-    while not run.is_over:
+    while not run.is_over():
         keys = random.sample(sorted(register.keys), min(12, len(register.keys)))
         began = time.monotonic()
         try:
@@ -308,9 +322,9 @@ def cache_reader(run: Run, register: Register) -> None:
 def row_writer(run: Run, register: Register, name: str) -> None:
     """Change a row and delete what was computed from it, repeating until it is acknowledged."""
     client = Client(run)
-    while not run.is_over:
+    while not run.is_over():
         once = f"{name}-{next(run.serial)}"
-        while not run.is_over:
+        while not run.is_over():
             try:
                 number = client.call("/row", {"bump": name, "once": once})["number"]
             except UnknownOutcome:
@@ -320,13 +334,13 @@ def row_writer(run: Run, register: Register, name: str) -> None:
             run.operations["row change"] += 1
             register.note(name, number)
             break
-        gevent.sleep(random.uniform(0, 0.05))
+        gevent.sleep(between_writes())
 
 
 def row_reader(run: Run, register: Register) -> None:
     """Read computed values: none may come from before a deletion."""
     client = Client(run)
-    while not run.is_over:
+    while not run.is_over():
         keys = random.sample(sorted(register.keys), min(4, len(register.keys)))
         began = time.monotonic()
         try:
@@ -347,7 +361,7 @@ def row_reader(run: Run, register: Register) -> None:
 def dict_counter(run: Run, name: str, won: list[int], unknown: list[int]) -> None:
     """Count with compare_and_set."""
     client = Client(run)
-    while not run.is_over:
+    while not run.is_over():
         try:
             answer = client.call("/dict", {"name": name})
             run.operations["dict compare"] += 1
@@ -370,12 +384,14 @@ def check_dict(run: Run, name: str, won: list[int]) -> None:
 def lock_user(run: Run, name: str, sections: list[tuple[float, float, int]]) -> None:
     """Enter a critical section."""
     client = Client(run)
-    while not run.is_over:
+    while not run.is_over():
         try:
             answer = client.call("/lock", {"name": name})
             if answer["kept"]:
                 run.operations["lock section"] += 1
                 sections.append((answer["began"], answer["ended"], answer["fence"]))
+            elif answer["fence"] and not run.has_faults:
+                run.violated("lock", f"{name}: lost although nothing had happened")
         except UnknownOutcome:
             run.unknown["lock"] += 1
             gevent.sleep(random.uniform(0, 0.2))
@@ -399,7 +415,7 @@ def publisher(run: Run, channel: str, sent: dict[str, int]) -> None:
     """Publish numbers; what is acknowledged has a position."""
     client = Client(run)
     for number in itertools.count(1):
-        if run.is_over:
+        if run.is_over():
             return
         try:
             sent[client.call("/publish", {"channel": channel, "data": number})["position"]] = number
@@ -413,7 +429,7 @@ def publisher(run: Run, channel: str, sent: dict[str, int]) -> None:
 def listener(run: Run, channel: str, heard: list[tuple[str, str]]) -> None:
     """An EventSource: reads events, comes back with Last-Event-ID, is cut off now and then."""
     last = ""
-    while not run.is_over:
+    while not run.is_over():
         head = (
             f"GET /events/{channel} HTTP/1.0\r\nHost: x\r\n" + (f"Last-Event-ID: {last}\r\n" if last else "") + "\r\n"
         )
@@ -435,7 +451,7 @@ def listener(run: Run, channel: str, heard: list[tuple[str, str]]) -> None:
 def read_events(run: Run, reader: Any, last: str, heard: list[tuple[str, str]], limit: int) -> str:
     """Read until the stream ends, the run is over, or we have had enough; returns the last id."""
     event: dict[str, str] = {}
-    while not run.is_over and limit:
+    while not run.is_over() and limit:
         line = reader.readline().decode()
         if not line:
             break
@@ -566,10 +582,10 @@ FAULTS: dict[str, Callable[[World], None]] = {
 def break_things(run: Run, world: World, names: list[str], pause: float) -> None:
     """One fault after another, with room between them to recover."""
     order = itertools.cycle(random.sample(names, len(names)))
-    while not run.is_over:
+    while not run.is_over():
         gevent.sleep(random.uniform(0.5, 1.5) * pause)
         name = next(order)
-        if run.is_over:
+        if run.is_over():
             return
         try:
             FAULTS[name](world)
@@ -596,20 +612,21 @@ def check(options: argparse.Namespace) -> Run:
     tasks: list[tuple[Any, ...]] = [(sequential_sessions, run)] * (24 if options.lose else 12)
     if not options.lose:
         tasks += [(parallel_sessions, run)] * 4 + [(destroyed_sessions, run)] * 3
-        tasks += [(cache_writer, run, cached, f"k{n}") for n in range(8)] + [(cache_reader, run, cached)] * 8
-        tasks += [(row_writer, run, rows, f"r{n}") for n in range(4)] + [(row_reader, run, rows)] * 6
+        tasks += [(cache_writer, run, cached, f"k{n}") for n in range(16)] + [(cache_reader, run, cached)] * 8
+        tasks += [(row_writer, run, rows, f"r{n}") for n in range(12)] + [(row_reader, run, rows)] * 6
         tasks += [(dict_counter, run, name, *steps[name]) for name in steps for _ in range(3)]
         tasks += [(lock_user, run, name, sections[name]) for name in sections for _ in range(3)]
         tasks += [(publisher, run, name, sent[name]) for name in sent]
         tasks += [(listener, run, name, each) for name in sent for each in heard[name]]
     greenlets = [gevent.spawn(*task) for task in tasks]
     names = [name for name in (options.faults or list(FAULTS)) if name != "none"]
+    run.has_faults = bool(names)
     if names:
         greenlets.append(gevent.spawn(break_things, run, world, names, options.pause))
     try:
         wait_for_operations(run, options)
         gevent.sleep(0.1)
-        run.is_over = True
+        run.end()
         gevent.joinall(greenlets, timeout=30)
         for greenlet in greenlets:
             if greenlet.exception is not None and not isinstance(greenlet.exception, UnknownOutcome):
