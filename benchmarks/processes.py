@@ -96,3 +96,8 @@ def memory(root: int) -> Mapping[int, Memory]:
     return {
         s.pid: parse_smaps(Path("/proc", str(s.pid), "smaps_rollup").read_text()) for s in family(all_stats(), root)
     }
+
+
+def total_memory(root: int) -> int:
+    """Bytes of a whole server: shared pages once."""
+    return sum(each.pss for each in memory(root).values())

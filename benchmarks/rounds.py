@@ -30,6 +30,7 @@ class Slice:
         cpu_us: Microseconds of CPU per request, of all its processes.
         root_share: The part of that spent in its first process (for us and Node: the primary).
         redis_us: What Redis spent per request; not part of `cpu_us`.
+        idle_bytes: What the server grew by (PSS) for each idle connection; 0 in later turns, when it reuses memory.
     """
 
     cpu_us: float
@@ -37,6 +38,7 @@ class Slice:
     redis_us: float
     client_us: float
     outcome: Outcome
+    idle_bytes: float = 0.0
 
 
 @dataclass(slots=True)
@@ -107,8 +109,10 @@ def _start(work: Work, scale: Scale, redis: Redis, row: Row, undo: ExitStack, on
 
 def turn(server: Server, work: Work, seconds: float, redis: Redis) -> Slice:
     """Load one server for some seconds, and account for it."""
+    empty = processes.total_memory(server.pid) if work.idle else 0
     holder = own.Started("holder", str(server.port), str(work.idle), work.path) if work.idle else None
     try:
+        grown = processes.total_memory(server.pid) - empty if work.idle else 0
         plan = Plan(server.port, work.path, work.connections, seconds, method=work.method, login=work.login)
         client = own.start(plan) if work.login else None
         before, redis_before = processes.cpu_by_process(server.pid), _redis_cpu(redis)
@@ -133,7 +137,7 @@ def turn(server: Server, work: Work, seconds: float, redis: Redis) -> Slice:
     return Slice(
         cpu_us=spent * per_request, root_share=root / spent if spent else 0.0,
         redis_us=(redis_after - redis_before) * per_request, client_us=outcome.client_cpu * per_request,
-        outcome=outcome,
+        outcome=outcome, idle_bytes=grown / work.idle if work.idle else 0.0,
     )  # fmt: skip
 
 
