@@ -6,8 +6,9 @@ What disturbs the machine for longer than a turn disturbs all servers of a round
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -66,19 +67,29 @@ def measure(work: Work, scale: Scale, redis: Redis, only: Sequence[str] = ()) ->
     with ExitStack() as undo:
         servers = _start(work, scale, redis, row, undo, only)
         for server in list(servers):
-            try:
-                turn(server, work, max(1.0, scale.seconds / 2), redis)  # warm: compilers, caches, lazy imports
-            except (CannotServeError, RuntimeError, ValueError) as error:
-                row.missing[server.peer.name] = _first_line(error)
-                servers.remove(server)
+            # Warm: compilers, caches, lazy imports.
+            _take_turn(server, servers, row, lambda each: turn(each, work, max(1.0, scale.seconds / 2), redis))
+        row.slices.clear()
         for number in range(scale.rounds):
             # Each round begins with another server, so that none is always first after a pause.
-            for server in servers[number % len(servers) :] + servers[: number % len(servers)]:
-                row.slices.setdefault(server.peer.name, []).append(turn(server, work, scale.seconds, redis))
-                sys.stderr.write(".")
-                sys.stderr.flush()
+            first = number % max(1, len(servers))
+            for server in servers[first:] + servers[:first]:
+                _take_turn(server, servers, row, lambda each: turn(each, work, scale.seconds, redis))
     sys.stderr.write("\n")
     return row
+
+
+def _take_turn(server: Server, servers: list[Server], row: Row, run: Callable[[Server], Slice]) -> None:
+    """One turn; a server that fails in it is out of the row, and the row says why."""
+    name = server.peer.name
+    try:
+        row.slices.setdefault(name, []).append(run(server))
+    except (CannotServeError, RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
+        row.missing[name] = _first_line(error)
+        row.slices.pop(name, None)
+        servers.remove(server)
+    sys.stderr.write(".")
+    sys.stderr.flush()
 
 
 def _start(work: Work, scale: Scale, redis: Redis, row: Row, undo: ExitStack, only: Sequence[str]) -> list[Server]:
