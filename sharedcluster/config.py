@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from sharedcluster.cgroup import available_cpus
 from sharedcluster.errors import ConfigError
 
 ENV_PREFIX: Final = "SHAREDCLUSTER_"
@@ -218,6 +218,20 @@ class Config:
         parse=parse_seconds, metavar="S",
     )  # fmt: skip
     keep_alive: float = setting(75.0, "idle time of a connection", "--keep-alive", parse=parse_seconds, metavar="S")
+    max_requests: int = setting(
+        0, "recycle a worker after so many requests", "--max-requests", parse=parse_count, metavar="N"
+    )
+    max_requests_jitter: int = setting(
+        0, "up to so many more, drawn for each worker", "--max-requests-jitter", parse=parse_count, metavar="N"
+    )
+    max_memory: int = setting(
+        0, "recycle a worker whose resident memory reaches this", "--max-memory", parse=parse_size, metavar="SIZE"
+    )
+    max_lifetime: float = setting(
+        0.0, "recycle a worker after so long", "--max-lifetime", parse=parse_seconds, metavar="S"
+    )
+    preload: bool = setting(False, "load the app once and fork the workers from it", "--preload", parse=parse_flag)
+    reload: bool = setting(False, "development: reload when a file changes", "--reload", parse=parse_flag)
     limit_head: int = setting(
         65536, "bytes of a request's head; more is answered 431 or 414", "--limit-head", parse=parse_size,
         metavar="BYTES",
@@ -233,6 +247,8 @@ class Config:
         ("127.0.0.1",), "whose X-Forwarded-* and PROXY heads count", "--forwarded-allow-ips", parse=parse_list,
         metavar="IPS", env=("FORWARDED_ALLOW_IPS",),
     )  # fmt: skip
+    certfile: str = setting("", "TLS: the certificate chain, as PEM", "--certfile", metavar="FILE")
+    keyfile: str = setting("", "TLS: the key, if it is not in the certificate's file", "--keyfile", metavar="FILE")
     name: str = setting("", "the name of this cluster", "--name", metavar="NAME", shown="the app's name")
     control: str = setting(
         "", "path of the control socket", "--control", metavar="PATH", shown="NAME.sock in the runtime folder"
@@ -387,57 +403,3 @@ OTHER_VARIABLES: Final = frozenset(
     ENV_PREFIX + name for name in ("WORKER_ID", "SLOT", "REDIS_URL", "RUNTIME_DIR", "NAMESPACE", "CONFIG")
 )
 """Variables of ours that are no settings: what a worker is told, and where the runtime folder is."""
-
-
-# -- CPUs -------------------------------------------------------------------------------------------------------
-
-
-def available_cpus(root: str = "/") -> tuple[int, str]:
-    """How many CPUs this process may use, and how that is known.
-
-    The affinity mask counts, and the quota of the cgroup (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), rounded up; a
-    container with 3.5 CPUs on a machine of 64 gets 4 workers.
-    """
-    affinity = len(os.sched_getaffinity(0))
-    quota = _cgroup_quota(Path(root))
-    if quota is not None and math.ceil(quota) < affinity:
-        return max(1, math.ceil(quota)), f"cgroup quota {quota:g} CPUs"
-    return affinity, f"{affinity} CPUs"
-
-
-def _cgroup_quota(root: Path) -> float | None:
-    """The tightest quota on the way from this process's cgroup up to the root."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    quotas: list[float] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            quotas += _walk(root / "sys/fs/cgroup", path, _quota_v2)
-        elif "cpu" in controllers.split(","):
-            quotas += _walk(root / "sys/fs/cgroup/cpu", path, _quota_v1)
-    return min(quotas, default=None)
-
-
-def _walk(mount: Path, path: str, read: Callable[[Path], float | None]) -> list[float]:
-    parts = [part for part in path.split("/") if part and part != ".."]
-    folders = [mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
-    return [quota for folder in folders if (quota := read(folder)) is not None]
-
-
-def _quota_v2(folder: Path) -> float | None:
-    try:
-        quota, period = (folder / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
-
-
-def _quota_v1(folder: Path) -> float | None:
-    try:
-        quota = int((folder / "cpu.cfs_quota_us").read_text())
-        return None if quota <= 0 else quota / int((folder / "cpu.cfs_period_us").read_text())
-    except (OSError, ValueError, ZeroDivisionError):
-        return None

@@ -13,6 +13,7 @@ import platform
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ import sharedcluster
 from sharedcluster import redis_server
 from sharedcluster.cluster import events
 from sharedcluster.cluster.commands import Commands
-from sharedcluster.cluster.forking import WorkerContext
+from sharedcluster.cluster.forking import MoldContext, WorkerContext
 from sharedcluster.cluster.listener import Listener, bind
 from sharedcluster.cluster.primary import Primary
 from sharedcluster.cluster.worker_handle import ExitReason, WorkerHandle
@@ -182,6 +183,13 @@ def enter_worker(context: WorkerContext) -> int:
     return worker.main(context)
 
 
+def enter_mold(context: MoldContext) -> int:
+    """A mold's entry, called in the forked child: importing the module patches the process."""
+    from sharedcluster.cluster import mold
+
+    return mold.main(context)
+
+
 def check_application(target: str, redis_url: str) -> dict[str, Any]:
     """Load the application in a throw-away child, so that what is wrong with it is said once, and by nobody else.
 
@@ -258,6 +266,7 @@ def _build(config: Config, listeners: list[Listener], redis: _Redis) -> Primary:
         config,
         listeners,
         enter_worker,
+        enter_mold,
         name=name,
         redis_url=redis.url,
         redis_shown=redis.shown,
@@ -334,9 +343,13 @@ def url_of(address: BindAddress) -> str:
 def _follow(primary: Primary, config: Config) -> None:
     """Log what happens to the cluster, from its events."""
 
-    def ready(seconds: float, workers: int) -> None:
+    started = time.monotonic()
+
+    def ready(workers: int) -> None:
         hint = "     Ctrl+C drains and stops" if sys.stderr.isatty() else ""
+        seconds = time.monotonic() - started
         logger.info("ready in %.1f s, %d workers (pid %d)%s", seconds, workers, os.getpid(), hint)
+        primary.notifier.ready(workers)
 
     def ended(worker: WorkerHandle, reason: ExitReason) -> None:
         if reason.asked:
@@ -356,4 +369,15 @@ def _follow(primary: Primary, config: Config) -> None:
 
     primary.events.on(events.READY, ready)
     primary.events.on(events.EXIT, ended)
-    primary.events.on(events.RELOAD, lambda generation: logger.info("generation %d serves", generation))
+    def reloaded(generation: int) -> None:
+        logger.info("generation %d serves", generation)
+        primary.notifier.ready(primary.desired_workers)
+
+    primary.events.on(events.RELOAD, reloaded)
+
+
+def _about_memory(worker: WorkerHandle, reason: ExitReason) -> str:
+    if reason.signal != signal.SIGKILL:
+        return ""
+    last = f"last seen with {worker.stats.rss / 1048576:.0f} MB"
+    return f": out of memory, says the kernel ({last})" if reason.out_of_memory else f" ({last})"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sharedcluster.cluster.primary import Primary
+from sharedcluster.cluster.status import worker_facts
+from sharedcluster.cluster.worker_handle import WorkerHandle, WorkerState
 from sharedcluster.control.server import Client
 from sharedcluster.errors import ConfigError
 
@@ -23,6 +26,8 @@ class Commands:
             "stop": self._stop,
             "reload": self._reload,
             "scale": self._scale,
+            "drain": self._drain,
+            "describe": self._describe,
         }
 
     def commands(self) -> Mapping[str, Command]:
@@ -52,6 +57,36 @@ class Commands:
         if failure:
             return {"ok": False, "error": failure, "exit_code": 3}
         return {"ok": True, "generation": self._primary.status()["generation"]}
+
+    def _drain(self, arguments: dict[str, Any], _client: Client) -> dict[str, Any]:
+        worker = self._worker(arguments)
+        if worker.state is not WorkerState.LISTENING or worker.retiring:
+            raise ConfigError(f"Worker {worker.id} is {worker.state}{', leaving' if worker.retiring else ''}.")
+        self._primary.workforce.retire(worker, "an operator asked for it")
+        return {"id": worker.id, "slot": worker.slot}
+
+    def _describe(self, arguments: dict[str, Any], _client: Client) -> dict[str, Any]:
+        worker = self._worker(arguments)
+        facts = worker_facts(worker, time.monotonic())
+        return {
+            "worker": {
+                **facts,
+                "unacknowledged": len(worker.unacknowledged),
+                "retiring": worker.retiring,
+                "heartbeat_age": round(time.monotonic() - worker.heartbeat_at, 1),
+                "load_failure": worker.load_failure,
+                "counters": worker.stats.counters,
+            }
+        }
+
+    def _worker(self, arguments: dict[str, Any]) -> WorkerHandle:
+        workers = self._primary.workforce.workers
+        wanted = str(arguments.get("id", ""))
+        if wanted.isdigit() and int(wanted) in workers:
+            return workers[int(wanted)]
+        raise ConfigError(
+            f"There is no worker {wanted!r}.", fact=f"Their ids: {', '.join(map(str, workers)) or 'none'}."
+        )
 
     def _scale(self, arguments: dict[str, Any], _client: Client) -> dict[str, Any]:
         wanted = scaled(self._primary.desired_workers, str(arguments.get("workers", "")))

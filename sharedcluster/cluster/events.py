@@ -15,6 +15,8 @@ EXIT = "exit"
 DRAIN = "drain"
 READY = "ready"
 RELOAD = "reload"
+REAPED = "reaped"
+UPGRADE = "upgrade"
 
 
 class Emitter:

@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeVar
 
+from sharedcluster.cluster.board import Board, Row
 from sharedcluster.cluster.ipc import MessageSocket
 from sharedcluster.cluster.signals import INTENTS
 from sharedcluster.config import BindAddress, Config
@@ -31,22 +32,45 @@ class WorkerContext:
     config: Config
     addresses: tuple[BindAddress, ...]
     redis_url: str
-    primary_pid: int
+    row: Row
+    listener_fds: tuple[int, ...] = ()
+    """The listening sockets, if workers accept for themselves (policy `shared`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoldContext:
+    """What a mold gets: all that is the same for every worker of its generation."""
+
+    generation: int
+    channel: MessageSocket
+    config: Config
+    addresses: tuple[BindAddress, ...]
+    redis_url: str
+    board: Board
+    listener_fds: tuple[int, ...] = ()
 
 
 WorkerMain = Callable[[WorkerContext], int]
+MoldMain = Callable[[MoldContext], int]
+C = TypeVar("C")
 
 
-def fork_worker(
-    context: WorkerContext, worker_main: WorkerMain, close_in_child: Callable[[], None], ours: MessageSocket
+def fork_child(
+    main: Callable[[C], int],
+    context: C,
+    *,
+    channel: MessageSocket,
+    ours: MessageSocket,
+    close_in_child: Callable[[], None],
 ) -> int:
-    """Fork a process that runs `worker_main(context)` and exits with what it returns; returns its pid.
+    """Fork a process that runs `main(context)` and exits with what it returns; returns its pid.
 
     Args:
-        context: What the child gets; its channel is closed here, in the parent.
-        worker_main: The child's entry.
+        main: The child's entry.
+        context: What the child gets.
+        channel: The child's end of the channel, closed here, in the parent.
+        ours: The parent's end of it, closed in the child.
         close_in_child: Drops the parent's descriptors and signal handlers, in the child.
-        ours: The parent's end of the channel, closed in the child.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -54,26 +78,25 @@ def fork_worker(
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTENTS)
     pid = os.fork()
     if pid == 0:
-        _be_child(context, worker_main, close_in_child, ours, mask)
+
+        def live() -> int:
+            close_in_child()
+            ours.close()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the primary, which tells us to drain
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            return main(context)
+
+        be_child(live)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    context.channel.close()
+    channel.close()
     return pid
 
 
-def _be_child(
-    context: WorkerContext,
-    worker_main: WorkerMain,
-    close_in_child: Callable[[], None],
-    ours: MessageSocket,
-    mask: set[int | signal.Signals],
-) -> NoReturn:
+def be_child(live: Callable[[], int]) -> NoReturn:
+    """Run `live` as the whole rest of this forked process, and exit with what it returns."""
     code = EXIT_BUG
     try:
-        close_in_child()
-        ours.close()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the primary, which tells us to drain
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        code = worker_main(context)
+        code = live()
         atexit._run_exitfuncs()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1

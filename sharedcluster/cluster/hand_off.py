@@ -23,14 +23,30 @@ REST: Final = 0.25
 """Seconds a worker that refused a connection gets none."""
 
 
-class HandOff:
-    """The listeners, the workers in rotation, and the policy between them."""
+LOOK_AHEAD: Final = 64
+"""Pending connections that may be passed over because their own worker (policy `sticky`) has no credit."""
 
-    def __init__(self, listeners: Sequence[Listener], policy: Policy, selector: selectors.BaseSelector) -> None:
+
+class HandOff:
+    """The listeners, the workers in rotation, and the policy between them.
+
+    With `accepts` False the workers take new connections off the listening sockets themselves (policy `shared`); only
+    what comes back, and what is left in the backlog at a stop, goes through here.
+    """
+
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        policy: Policy,
+        selector: selectors.BaseSelector,
+        *,
+        accepts: bool = True,
+    ) -> None:
         self.listeners = tuple(listeners)
+        self._accepts = accepts
         self._policy = policy
         self._selector = selector
-        self._in_rotation: set[int] = set()
+        self._in_rotation: dict[int, WorkerHandle] = {}
         self._resting: list[tuple[float, WorkerHandle]] = []
         self._watched: set[int] = set()
 
@@ -38,13 +54,13 @@ class HandOff:
 
     def enter(self, worker: WorkerHandle) -> None:
         """It takes connections from now on."""
-        self._in_rotation.add(worker.id)
+        self._in_rotation[worker.id] = worker
         self._policy.add(worker)
 
     def leave(self, worker: WorkerHandle) -> None:
         """It gets none any more; a worker that is not in rotation is left as it is."""
         if worker.id in self._in_rotation:
-            self._in_rotation.discard(worker.id)
+            del self._in_rotation[worker.id]
             self._policy.remove(worker)
 
     def rest(self, worker: WorkerHandle, now: float) -> None:
@@ -66,10 +82,14 @@ class HandOff:
         """Hand off what is pending, as far as there are workers with credit."""
         for listener in self.listeners:
             pending = listener.pending
-            while pending:
+            skipped: list[Connection] = []
+            while pending and len(skipped) < LOOK_AHEAD:
                 worker = self._policy.pick(pending[0].peer)
                 if worker is None:
-                    break
+                    if not any(w.has_credit for w in self._in_rotation.values()):
+                        break
+                    skipped.append(pending.popleft())  # this one waits for its own worker, the next may have another
+                    continue
                 try:
                     if not worker.hand_off(pending[0]):
                         break
@@ -78,6 +98,7 @@ class HandOff:
                     self.leave(worker)
                     continue
                 pending.popleft()
+            pending.extendleft(reversed(skipped))
 
     def take_back(self, connections: list[Connection]) -> None:
         """What a dead or refusing worker never acknowledged goes to the head of its queue."""
@@ -96,7 +117,7 @@ class HandOff:
         for listener in self.listeners:
             if listener.paused_until and listener.paused_until <= now:
                 listener.paused_until = 0.0
-            wanted = listener.is_open and not listener.is_full and not listener.paused_until
+            wanted = self._accepts and listener.is_open and not listener.is_full and not listener.paused_until
             if wanted and listener.index not in self._watched:
                 self._selector.register(listener.socket, selectors.EVENT_READ, _acceptor(listener))
                 self._watched.add(listener.index)
@@ -123,19 +144,30 @@ class HandOff:
         taken = sum(listener.accept(now) for listener in self.listeners if listener.is_open)
         return bool(taken) or any(listener.pending for listener in self.listeners)
 
-    def close(self) -> int:
+    def stop_accepting(self) -> None:
+        """Another primary accepts on the same sockets from now on; what is pending here is still handed off."""
+        for listener in self.listeners:
+            self._unwatch(listener)
+            listener.close(keep_file=True)
+
+    @property
+    def shared_fds(self) -> tuple[int, ...]:
+        """The listening sockets, for workers that accept themselves."""
+        return () if self._accepts else tuple(listener.socket.fileno() for listener in self.listeners)
+
+    def close(self, *, keep_files: bool = False) -> int:
         """Close the listeners; returns how many pending connections were cut by it."""
         cut = 0
         for listener in self.listeners:
             self._unwatch(listener)
-            listener.close()
+            listener.close(keep_file=keep_files)
             cut += listener.cut_pending()
         return cut
 
     def close_in_child(self) -> None:
         """In a forked worker: close every descriptor."""
         for listener in self.listeners:
-            listener.close_in_child()
+            listener.close_in_child(keep_socket=not self._accepts)
 
 
 def _acceptor(listener: Listener) -> Callable[[int], None]:

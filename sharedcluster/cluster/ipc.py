@@ -8,6 +8,7 @@ SEQPACKET on AF_UNIX exists on Linux; that is the platform sharedcluster runs on
 
 from __future__ import annotations
 
+import _socket
 import array
 import errno
 import os
@@ -32,7 +33,7 @@ class MessageSocket:
 
     __slots__ = ("socket",)
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: _socket.socket) -> None:
         end.setblocking(False)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             end.setsockopt(socket.SOL_SOCKET, option, _BUFFER)

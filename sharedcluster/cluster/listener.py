@@ -91,19 +91,20 @@ class Listener:
             with suppress(OSError):
                 _drop_new_handshakes(self.socket)
 
-    def close_in_child(self) -> None:
+    def close_in_child(self, *, keep_socket: bool = False) -> None:
         """Close the descriptors that a forked worker must not keep; the file stays."""
-        self.socket.close()
+        if not keep_socket:
+            self.socket.close()
         for connection in self.pending:
             os.close(connection.fd)
 
-    def close(self) -> None:
-        """Close the socket, and remove its file if it is still ours."""
+    def close(self, *, keep_file: bool = False) -> None:
+        """Close the socket, and remove its file if it is still ours and nobody else serves on it."""
         if not self._is_open:
             return
         self._is_open = False
         self.socket.close()
-        if self.address.path and not self.address.path.startswith("\0"):
+        if self.address.path and not keep_file and not self.address.path.startswith("\0"):
             with suppress(OSError):
                 if os.stat(self.address.path).st_ino == self._inode:
                     os.unlink(self.address.path)

@@ -72,6 +72,22 @@ class ReopenLogs:
     """Open the log files anew, because somebody has moved them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rebalance:
+    """Give back up to `count` idle connections: this worker has more than its share of them."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForkWorker:
+    """To a mold: fork a worker with these marks; its end of the channel goes with the message."""
+
+    id: int
+    slot: int
+    row: int
+
+
 # -- worker to primary ------------------------------------------------------------------------------------------
 
 
@@ -152,6 +168,19 @@ class Draining:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class MoldReady:
+    """From a mold: the application is loaded, workers can be forked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """From a mold: worker `id` is process `pid`, now a child of the primary."""
+
+    id: int
+    pid: int
+
+
 Message = (
     NewConnection
     | Drain
@@ -165,6 +194,10 @@ Message = (
     | LoadFailed
     | Heartbeat
     | Draining
+    | Rebalance
+    | ForkWorker
+    | MoldReady
+    | Forked
 )
 
 # -- codec ------------------------------------------------------------------------------------------------------
@@ -175,8 +208,11 @@ _TAG_NEW, _TAG_ACCEPTED, _TAG_RETURNED, _TAG_JSON = range(1, 5)
 
 _BY_NAME: Final[dict[str, type]] = {
     kind.__name__: kind
-    for kind in (Drain, Stop, ReopenLogs, GivenBack, Online, Listening, LoadFailed, Heartbeat, Draining)
-}
+    for kind in (
+        Drain, Stop, ReopenLogs, Rebalance, GivenBack, Online, Listening, LoadFailed, Heartbeat, Draining,
+        ForkWorker, MoldReady, Forked,
+    )
+}  # fmt: skip
 
 
 def encode(message: Message) -> bytes:

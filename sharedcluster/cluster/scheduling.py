@@ -1,9 +1,15 @@
-"""Which worker gets the next connection. A policy picks; it never queues and never sends."""
+"""Which worker gets the next connection. A policy picks; it never queues and never sends.
+
+Common to all: a worker is asked only while it `has_credit`, and one whose loop stands still is passed over as long as
+another one can take the connection. What nobody can take stays in the listener's pending queue.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from typing import Protocol
+from hashlib import blake2b
+from typing import Final, Protocol
 
 from sharedcluster.cluster.messages import Peer
 from sharedcluster.cluster.worker_handle import WorkerHandle
@@ -23,10 +29,7 @@ class Policy(Protocol):
 
 
 class RoundRobin:
-    """Each in turn, without those that are at their credit; one with nothing outstanding goes before one with some.
-
-    A worker whose loop stands still does not acknowledge, so it is passed over: the credit is the load protection.
-    """
+    """Each in turn; one that owes an acknowledgement or stands still only if all others do so too."""
 
     def __init__(self) -> None:
         self._ring: deque[WorkerHandle] = deque()
@@ -41,12 +44,13 @@ class RoundRobin:
 
     def pick(self, peer: Peer) -> WorkerHandle | None:
         """The next in the round; `peer` does not matter."""
+        now = time.monotonic_ns()
         second: WorkerHandle | None = None
         for worker in self._ring:
-            if not worker.unacknowledged:
+            if worker.is_free(now):
                 self._to_the_end(worker)
                 return worker
-            if second is None and worker.has_credit:
+            if worker.has_credit and (second is None or len(worker.unacknowledged) < len(second.unacknowledged)):
                 second = worker
         if second is not None:
             self._to_the_end(second)
@@ -58,3 +62,69 @@ class RoundRobin:
         else:
             self._ring.remove(worker)
             self._ring.append(worker)
+
+
+class LeastConnections(RoundRobin):
+    """The one with the least work in flight, as the board shows it, plus what it was handed and has not begun.
+
+    Where that is equal, the one with the fewest open connections; where that is equal too, each in turn.
+    """
+
+    def pick(self, peer: Peer) -> WorkerHandle | None:
+        """The least busy; `peer` does not matter."""
+        now = time.monotonic_ns()
+        best: WorkerHandle | None = None
+        best_load: tuple[bool, int, int] | None = None
+        for worker in self._ring:
+            if worker.has_credit:
+                waiting = len(worker.unacknowledged)
+                load = (not worker.is_free(now), worker.row.in_flight + waiting, worker.row.connections + waiting)
+                if best_load is None or load < best_load:
+                    best, best_load = worker, load
+        if best is not None:
+            self._to_the_end(best)
+        return best
+
+
+class Sticky:
+    """The same worker for the same client address, as long as that worker's slot is filled.
+
+    Rendezvous hashing (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998) over slots:
+    when a slot comes or goes, only the clients of that slot move. A client without an address (a unix socket) is
+    taken in turn. A busy worker's clients wait for it: going elsewhere is what stickiness forbids.
+    """
+
+    def __init__(self) -> None:
+        self._by_slot: dict[int, WorkerHandle] = {}
+        self._turn = RoundRobin()
+
+    def add(self, worker: WorkerHandle) -> None:
+        """Take over its slot; during a reload the newest worker of a slot has it."""
+        self._by_slot[worker.slot] = worker
+        self._turn.add(worker)
+
+    def remove(self, worker: WorkerHandle) -> None:
+        """Leave the slot, if it still has it."""
+        if self._by_slot.get(worker.slot) is worker:
+            del self._by_slot[worker.slot]
+        self._turn.remove(worker)
+
+    def pick(self, peer: Peer) -> WorkerHandle | None:
+        """The client's own worker, if it can take one more."""
+        if peer is None:
+            return self._turn.pick(peer)
+        if not self._by_slot:
+            return None
+        address = peer[0].encode()
+        slot = max(self._by_slot, key=lambda slot: blake2b(address, digest_size=8, key=b"%d" % slot).digest())
+        worker = self._by_slot[slot]
+        return worker if worker.has_credit else None
+
+
+POLICIES: Final[dict[str, type[RoundRobin] | type[Sticky]]] = {
+    "round-robin": RoundRobin,
+    "least-connections": LeastConnections,
+    "sticky": Sticky,
+    # Workers accept for themselves; the primary hands off only what comes back, and what is left at the stop.
+    "shared": RoundRobin,
+}

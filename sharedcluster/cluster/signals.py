@@ -20,6 +20,7 @@ INTENTS: Final[dict[signal.Signals, tuple[str, str]]] = {
     signal.SIGTTIN: ("scale_up", "one worker more"),
     signal.SIGTTOU: ("scale_down", "one worker fewer"),
     signal.SIGUSR1: ("reopen_logs", "open the log files anew"),
+    signal.SIGUSR2: ("upgrade", "replace the primary's program on the same sockets, without a gap"),
     signal.SIGCHLD: ("reap", "a child ended"),
 }
 """Signal -> the name of the primary's handler (`on_<name>`) and what an operator reads about it."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
 from sharedcluster.cluster.messages import Connection, Message, NewConnection, WorkerStats
 from sharedcluster.errors import Bug
@@ -37,22 +38,33 @@ class WorkerState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ExitReason:
-    """How a worker's process ended: an exit code or a signal, and whether it had been asked to go."""
+    """How a worker's process ended: an exit code or a signal, whether it had been asked to go, and whether the
+    kernel killed somebody of this control group for want of memory at that time.
+    """
 
     code: int | None
     signal: int | None
     asked: bool
+    out_of_memory: bool = False
 
 
 class WorkerHandle:
     """One worker process, from the primary's side.
 
-    `id` is never used again; `slot` is, by the worker that takes this one's place. `restarts` counts how often the
+    `pid` is 0 until a mold has said which process it forked for it. `id` is never used again; `slot` is, by the worker that takes this one's place. `restarts` counts how often the
     slot was filled again after a crash.
     """
 
     def __init__(
-        self, id: int, slot: int, generation: int, pid: int, channel: MessageSocket, now: float, restarts: int = 0
+        self,
+        id: int,
+        slot: int,
+        generation: int,
+        pid: int,
+        channel: MessageSocket,
+        row: Row,
+        now: float,
+        restarts: int = 0,
     ) -> None:
         # The process
         self.id = id
@@ -60,6 +72,7 @@ class WorkerHandle:
         self.generation = generation
         self.pid = pid
         self.channel = channel
+        self.row = row
         self.restarts = restarts
         self.state = WorkerState.FORKED
         self.forked_at = now
@@ -76,7 +89,6 @@ class WorkerHandle:
         self.deadline: float | None = None
         self.terminated_at: float | None = None
         self.killed = False
-        self.hung = False
         # Connections
         self.unacknowledged: dict[int, Connection] = {}
         self.handed_off = 0
@@ -92,6 +104,12 @@ class WorkerHandle:
     def has_credit(self) -> bool:
         """Whether one more connection may be handed to it."""
         return self.state is WorkerState.LISTENING and len(self.unacknowledged) < CREDIT
+
+    def is_free(self, now: int) -> bool:
+        """Whether it owes nothing and its loop is not standing still (`now` is `time.monotonic_ns()`)."""
+        return (
+            not self.unacknowledged and self.state is WorkerState.LISTENING and not self.row.stands_still(now)
+        )
 
     def hand_off(self, connection: Connection) -> bool:
         """Send a connection to the worker and keep it as un-acknowledged.
@@ -148,4 +166,3 @@ class WorkerHandle:
             self.cpu_percent = 100 * (stats.cpu_seconds - self.stats.cpu_seconds) / passed
         self.stats = stats
         self.heartbeat_at = now
-        self.hung = False

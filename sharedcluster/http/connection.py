@@ -15,57 +15,44 @@ States (`phase`):
 Laws:
 - `phase` is SERVING exactly while an exchange exists; no second request is read before it has been answered.
 - In SERVING the loop reads at most one piece ahead, then stops watching: a pipelining client is held back by TCP.
-- Whoever waits (`waiter`) is one greenlet, and it is woken exactly once: by readiness, by time, or by the end.
 - After `refuse`, nothing the client has sent or will send is looked at.
-- `fd` is -1 from the moment it is closed: a greenlet that wakes up late writes to nobody, never to a stranger.
 """
 
 from __future__ import annotations
 
-import _socket
 import io
 import logging
-import os
-import time
 from typing import TYPE_CHECKING, Any
 
 import httptools
-from greenlet import getcurrent
 
 from sharedcluster.http import policy
 from sharedcluster.http.body import BodyStream
 from sharedcluster.http.chunked import ChunkedDecoder
-from sharedcluster.http.exchange import SENDFILE, ClientGone, Exchange
-from sharedcluster.http.policy import Refused, Rule
+from sharedcluster.http.exchange import Exchange
+from sharedcluster.http.policy import Refused
 from sharedcluster.http.request import CHUNKED, Head, HeadReader
 from sharedcluster.http.response import refusal
 from sharedcluster.http.settings import Environ, Proxied, ReleasedConnection
+from sharedcluster.http.transport import NEVER, ClientGone, Transport, os_close
+from sharedcluster.http.upgrade import TakenSocket
 
 if TYPE_CHECKING:
-    from greenlet import greenlet
-
     from sharedcluster.http.server import Server
 
 log = logging.getLogger("sharedcluster.http")
 
 IDLE, HEAD, BODY, SERVING, TAKEN, LINGERING, CLOSED = range(7)
 
-READ = 65536
-NEVER = float("inf")
 LINGER_TIME = 2.0
 """Seconds a client may go on sending after it was refused."""
 LINGER_BYTES = 4 << 20
 DRAIN_BODY = 65536
 """Unread bytes of a body that are read and dropped to keep a connection; beyond it the connection closes."""
 
-os_read = os.read
-os_write = os.write
 
-
-class Connection:
+class Connection(Transport):
     """A connection and the state of its current message."""
-
-    has_sendfile = True
 
     __slots__ = (
         "_buffer",
@@ -75,23 +62,15 @@ class Connection:
         "_head",
         "_is_at_end",
         "_is_opening",
-        "_is_streaming",
-        "_is_watching",
         "_last_bytes",
         "_last_head",
         "_lingered",
-        "_waiter",
-        "_waiting_on",
-        "_watcher",
-        "expiry",
-        "fd",
+        "_taken",
         "index",
         "peer",
         "phase",
         "proxied",
         "reader",
-        "server",
-        "slot",
         "template",
     )
 
@@ -106,78 +85,66 @@ class Connection:
         reader: HeadReader,
     ) -> None:
         # For the connection's life.
-        self.server = server
+        super().__init__(server, fd)
         self.index = index
-        self.fd = fd
         self.peer = peer
         self.proxied = proxied
         self.template = template
         self.reader = reader
-        self._watcher: Any = None
-        self._is_watching = False
         self._last_bytes: bytes | None = None
         self._last_head: Head | None = None
         # For the current message.
         self.phase = IDLE
-        self.expiry = NEVER
-        self.slot = -1
         self._buffer = b""
         self._head: Head | None = None
         self._decoder: ChunkedDecoder | None = None
         self._early: Any = None
         self._exchange: Exchange | None = None
-        self._waiter: greenlet | None = None
-        self._waiting_on: Any = None
+        self._taken: Any = None
         self._is_at_end = False
         self._is_opening = True
-        self._is_streaming = False
         self._lingered = 0
 
     # The loop's side: bytes arrive.
 
-    def open(self) -> None:
-        """Begin: under load the first request is there already, and a short-lived connection needs no watcher."""
+    def open(self, data: bytes = b"") -> None:
+        """Begin: under load the first request is there already, and a short-lived connection needs no watcher.
+
+        `data` is what has been read before, behind a PROXY head.
+        """
         self.expiry = self.server.idle_until
         self.server.wheel.add(self)
-        self.on_readable()
+        self._buffer = data
+        if data:
+            self._go_on()
+        else:
+            self.on_readable()
         self._is_opening = False
-        self._watch()
-
-    def _watch(self) -> None:
-        if self._is_watching or self._is_opening or self._is_streaming or self._is_at_end or self.phase == CLOSED:
-            return
-        if self._watcher is None:
-            self._watcher = self.server.loop.io(self.fd, 1)
-        self._watcher.start(self.on_readable)
-        self._is_watching = True
-
-    def _unwatch(self) -> None:
-        if self._is_watching:
-            self._watcher.stop()
-            self._is_watching = False
-
-    def _receive(self) -> bytes:
-        """Read what there is. Raises BlockingIOError if there is nothing, OSError if the connection is broken."""
-        return os_read(self.fd, READ)
+        if type(self._exchange) is Exchange and type(self._exchange.input) is BodyStream:
+            return  # whose bytes are the application's
+        self._is_held = self._is_at_end or self.phase == TAKEN
+        self.watch()
 
     def on_readable(self) -> None:
         """The loop says there are bytes, or the end."""
         try:
-            data = self._receive()
+            data = self.receive()
+            if self.phase == IDLE and data:
+                self.server.counters.bytes_in += len(data)
+                # The same bytes again, as a client that polls sends them, mean the same request again.
+                if data == self._last_bytes:
+                    self._serve(self._last_head, None)  # type: ignore[arg-type]  # set together with _last_bytes
+                else:
+                    self._read_head(data)
+            else:
+                self._on_other(data)
         except BlockingIOError:
             return
         except OSError:
-            self.lose()
-            return
-        if self.phase == IDLE and data:
-            self.server.counters.bytes_in += len(data)
-            # The same bytes again, as a client that polls sends them, mean the same request again.
-            if data == self._last_bytes:
-                self._serve(self._last_head, None)  # type: ignore[arg-type]  # set together with _last_bytes
-            else:
-                self._read_head(data)
-        else:
-            self._on_other(data)
+            self.close()
+        except Exception:
+            log.exception("[BUG] a connection is cut")
+            self.close()
 
     def _on_other(self, data: bytes) -> None:
         """Bytes in any state but between two messages, or the end in any state."""
@@ -201,12 +168,12 @@ class Connection:
 
     def _read_ahead(self, data: bytes) -> None:
         """A request is being served, and the client has sent more, or its end."""
-        self._unwatch()
+        self.unwatch()
         if data:
             self._buffer += data
             return
         # A client may close its sending side and wait for the answer. One of an event stream does not.
-        self._is_at_end = True
+        self._is_at_end = self._is_held = True
         exchange = self._exchange
         if exchange is not None and exchange.is_event_stream:
             exchange.end(None)
@@ -255,7 +222,7 @@ class Connection:
         self._buffer = data
         if self.phase != HEAD:
             self.phase = HEAD
-            self._expire_in(settings.head_timeout)
+            self.expire_in(settings.head_timeout)
         return True
 
     def _look_early(self, data: bytes, seen: int) -> None:
@@ -289,7 +256,7 @@ class Connection:
         if head.length > settings.buffer_body or (head.expects_continue and not ready):
             self._stream_body(ready)
         else:
-            self._expire_in(settings.body_timeout)
+            self.expire_in(settings.body_timeout)
             self._read_body(ready, is_first=True)
 
     def _read_body(self, data: bytes, *, is_first: bool = False) -> None:
@@ -325,8 +292,8 @@ class Connection:
         """Let the application read the body itself; the loop keeps its hands off the socket meanwhile."""
         head = self._head
         assert head is not None
-        self._unwatch()
-        self._is_streaming = True
+        self.unwatch()
+        self._is_held = True
         if self._decoder is None:
             ready, self._buffer = ready[: head.length], ready[head.length :]
         stream = BodyStream(
@@ -352,7 +319,7 @@ class Connection:
         self.phase = SERVING
         self._head = None
         if server.request_timeout:
-            self._expire_in(server.request_timeout)
+            self.expire_in(server.request_timeout)
         else:
             self.expiry = NEVER
         self._exchange = exchange = Exchange(self, head, body)
@@ -370,10 +337,12 @@ class Connection:
         server = self.server
         server.count(exchange)
         self._exchange = None
-        self._is_streaming = False
+        self._is_held = self._is_opening or self._is_at_end
         if self.phase != SERVING:  # lost, refused or taken over meanwhile
             if self.phase == LINGERING:
-                self._watch()
+                self.watch()
+            elif self.phase == TAKEN:
+                self.close()
             return
         response = exchange.response
         if response is None or not response.keep_alive or not self._drop_body(exchange.input):
@@ -386,7 +355,7 @@ class Connection:
             server.loop.run_callback(self._go_on)
         else:
             if not self._is_watching:
-                self._watch()
+                self.watch()
             if server.is_draining or server.on_idle is not None:
                 server.fell_idle(self)
 
@@ -399,7 +368,7 @@ class Connection:
             self._read_head(data)
         elif self._is_at_end:
             self.close()
-        self._watch()
+        self.watch()
 
     def _drop_body(self, body: Any) -> bool:
         """Read what the application left of a body, which is known to be little."""
@@ -416,119 +385,54 @@ class Connection:
         """The last response has been sent. Close at once if the client asked for it and all it sent was read."""
         if self.phase != SERVING:
             return
-        if not exchange.head.keep_alive and not self._buffer and type(exchange.input) is not BodyStream:
-            self.close()
-        else:
+        if exchange.head.keep_alive or self._buffer or type(exchange.input) is BodyStream or self._has_more():
             self._linger()
+        else:
+            self.say_end()
+            self.close()
 
-    # The greenlet's side.
-
-    def send(self, data: bytes) -> None:
-        """Send all of `data`, waiting only if the client does not take it.
-
-        Raises:
-            ClientGone: The client has left, or took nothing for write_timeout.
-        """
+    def _has_more(self) -> bool:
+        """Whether a client that announced its last request has sent more; closing then would reset the connection."""
         try:
-            sent = os_write(self.fd, data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            raise ClientGone(str(error)) from None
-        if sent < len(data):
-            rest = memoryview(data)[sent:]
-            while rest:
-                self._wait_writable()
-                rest = rest[self._try_write(rest) :]
+            return self.receive() != b""
+        except OSError:
+            return False
 
-    def _try_write(self, data: memoryview) -> int:
-        try:
-            return os_write(self.fd, data)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            raise ClientGone(str(error)) from None
-
-    def send_file(self, fd: int, offset: int, size: int) -> None:
-        """Send a part of a file from kernel to kernel; raises as `send`."""
-        end = offset + size
-        while offset < end:
-            try:
-                sent = os.sendfile(self.fd, fd, offset, min(end - offset, SENDFILE))
-            except BlockingIOError:
-                self._wait_writable()
-                continue
-            except OSError as error:
-                raise ClientGone(str(error)) from None
-            if sent == 0:
-                raise ClientGone("the file became shorter while it was sent")
-            offset += sent
+    def push_back(self, data: bytes) -> None:
+        """Bytes behind the end of a body: the next message's."""
+        self._buffer = data + self._buffer
 
     def pull(self) -> bytes:
         """The next bytes for a body that is being streamed; b"" at the end of the connection."""
         if self._buffer:
             data, self._buffer = self._buffer, b""
             return data
-        while True:
-            if self.fd < 0:
-                raise ClientGone("the connection was closed")
-            try:
-                data = self._receive()
-            except BlockingIOError:
-                self._wait_readable()
-                continue
-            except OSError as error:
-                raise ClientGone(str(error)) from None
-            self.server.counters.bytes_in += len(data)
-            return data
+        data = self.receive_or_wait()
+        self.server.counters.bytes_in += len(data)
+        return data
 
-    def push_back(self, data: bytes) -> None:
-        """Bytes behind the end of a body: the next message's."""
-        self._buffer = data + self._buffer
+    def take_over(self) -> Any:
+        """The application wants the connection itself: from here on the engine neither reads nor writes it.
 
-    def _wait_readable(self) -> None:
-        if self._watcher is None:
-            self._watcher = self.server.loop.io(self.fd, 1)
-        self._unwatch()
-        if not self._wait(self._watcher, self.server.settings.body_timeout):
-            raise Refused(policy.BODY_TIMEOUT)
+        Returns:
+            A socket, in front of whose bytes stands what has been read behind the head.
+        """
+        exchange = self._exchange
+        if self.phase != SERVING or exchange is None or exchange.has_begun:
+            raise ClientGone("the connection is closed, or its response has begun")
+        exchange.is_over = True
+        self.phase = TAKEN
+        self.unwatch()
+        self._is_held = True
+        self.expiry = NEVER
+        prefix, self._buffer = self._buffer, b""
+        self._taken = self.make_socket(prefix)
+        return self._taken
 
-    def _wait_writable(self) -> None:
-        if self.fd < 0:
-            raise ClientGone("the connection was closed")
-        watcher = self.server.loop.io(self.fd, 2)
-        try:
-            if not self._wait(watcher, self.server.settings.write_timeout):
-                raise ClientGone("took nothing for write_timeout")
-        finally:
-            watcher.close()
-
-    def _wait(self, watcher: Any, seconds: float) -> bool:
-        """Wait in this greenlet for `watcher`; False when `seconds` have passed without it."""
-        before = self.expiry
-        self._waiter = getcurrent()
-        if seconds:
-            self.expiry = min(before, time.monotonic() + seconds)
-            self.server.wheel.sooner(self)
-        self._waiting_on = watcher
-        watcher.start(self._wake)
-        try:
-            is_ready = bool(self.server.hub.switch())
-        finally:
-            self._waiter = self._waiting_on = None
-            watcher.stop()
-            if watcher is self._watcher:
-                self._is_watching = False
-            if self.phase == SERVING:
-                self.expiry = before
-        if self.fd < 0:
-            raise ClientGone("the connection was closed")
-        return is_ready
-
-    def _wake(self, is_ready: bool = True) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waiter.switch(is_ready)
+    def make_socket(self, prefix: bytes) -> Any:
+        """What `take_over` returns."""
+        fd, self.fd = self.fd, -1
+        return TakenSocket(fd, prefix)
 
     # Leaving.
 
@@ -540,13 +444,16 @@ class Connection:
     def release(self) -> ReleasedConnection:
         """Let go of the descriptor without closing it."""
         released = ReleasedConnection(self.fd, self.index, self.peer, self.proxied)
-        self._detach()
+        self._leave()
         return released
 
     def hurry(self) -> None:
-        """The worker drains: an idle connection has until `drain_linger` to send one more request."""
-        if self.phase == IDLE:
-            self.expiry = self.server.idle_until
+        """The worker drains: who is idle may send one more request; who never ends is told to."""
+        if self.phase == TAKEN:
+            if self._taken is not None:
+                self._taken.say_goodbye()
+        elif self.phase == IDLE or (self._exchange is not None and self._exchange.is_event_stream):
+            self.expiry = min(self.expiry, self.server.idle_until)
             self.server.wheel.sooner(self)
 
     def cut(self) -> None:
@@ -556,53 +463,52 @@ class Connection:
         if exchange is not None:
             self.server.loop.run_callback(exchange.end, None)
 
-    # Time and the end.
-
-    def _expire_in(self, seconds: float) -> None:
-        self.expiry = time.monotonic() + seconds if seconds else NEVER  # the wheel's time may be old
-        self.server.wheel.sooner(self)
-
     def expire(self, now: float) -> None:
         """The wheel: `expiry` has passed."""
         phase = self.phase
         if phase == SERVING:
-            exchange = self._exchange
-            timeout = self.server.request_timeout
-            if exchange is not None and timeout and now - exchange.started_at >= timeout:
-                self.expiry = NEVER
-                exchange.end(policy.REQUEST_TIMEOUT)
-            else:
-                self.expiry = NEVER
-                self._wake(False)
+            self._expire_serving(now)
         elif phase == HEAD:
             self.refuse(Refused(policy.HEAD_TIMEOUT))
         elif phase == BODY:
             self.refuse(Refused(policy.BODY_TIMEOUT))
         elif phase == IDLE:
             self._close_idle()
-        else:
+        elif phase != TAKEN:
             self.close()
+
+    def _expire_serving(self, now: float) -> None:
+        """A wait has taken too long, or the request has."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        timeout = self.server.request_timeout
+        if exchange.is_event_stream:
+            if self.server.is_draining and not self._wake(False):
+                exchange.wind_up()
+        elif timeout and now - exchange.started_at >= timeout:
+            exchange.end(policy.REQUEST_TIMEOUT)
+        elif not self._wake(False):
+            self.expiry = NEVER
 
     def _close_idle(self) -> None:
         """Nothing came for keep_alive. Look once more, for the loop may have been busy while a request arrived."""
         self.expiry = self.server.idle_until
         self.on_readable()
-        if self.phase == IDLE and self._buffer == b"" and self._exchange is None:
+        if self.phase == IDLE and not self._buffer and self._exchange is None:
+            self.say_end()
             self.close()
 
     def refuse(self, refused: Refused, *, is_head: bool = False) -> None:
         """Answer a message that breaks a rule, as far as the client takes it at once, and end."""
         server = self.server
-        rule: Rule = refused.rule
-        server.count_refusal(refused)
-        retry_after = 1 if rule is policy.OVERLOADED else None
-        answer = refusal(rule, server.standing, is_head=is_head, retry_after=retry_after)
+        server.count_refusal(refused, self)
+        retry_after = 1 if refused.rule is policy.OVERLOADED else None
         try:
-            self._try_write(memoryview(answer))
-        except ClientGone:
-            self.lose()
-            return
-        self._linger()
+            self.answer(refusal(refused.rule, server.standing, is_head=is_head, retry_after=retry_after))
+            self._linger()
+        except OSError:
+            self.close()
 
     def _linger(self) -> None:
         """Half-close, then read and drop for a bounded while: closing with unread input would reset the connection,
@@ -611,41 +517,35 @@ class Connection:
         self._buffer = b""
         self._early = None
         self.phase = LINGERING
-        self._expire_in(LINGER_TIME)
-        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, self.fd)
+        self.expire_in(LINGER_TIME)
         try:
-            sock.shutdown(_socket.SHUT_WR)
+            self.half_close()
         except OSError:
-            self.lose()
+            self.close()
             return
-        finally:
-            sock.detach()
         if self._is_at_end:
             self.close()
         else:
-            self._watch()
-
-    def lose(self) -> None:
-        """The client is gone, or the connection is worth nothing more."""
-        self.close()
+            self._is_held = self._is_opening
+            self.watch()
 
     def close(self) -> None:
         """Close the descriptor and forget everything."""
-        if self.phase != CLOSED:
-            os.close(self._detach())
+        if self.phase == CLOSED:
+            return
+        taken = self._taken
+        fd = self._leave()
+        if fd >= 0:
+            os_close(fd)
+        if taken is not None:
+            taken.close()
 
-    def _detach(self) -> int:
-        """Stop watching, forget everything, and return the descriptor."""
+    def _leave(self) -> int:
+        """Forget everything, and return the descriptor."""
         self.phase = CLOSED
-        if self._waiting_on is not None:
-            self._waiting_on.stop()
-            self.server.loop.run_callback(self._wake, False)
-        if self._watcher is not None:
-            self._watcher.stop()
-            self._watcher.close()
-        fd, self.fd = self.fd, -1
+        fd = self.detach()
         self.expiry = NEVER
         self._buffer = b""
-        self._last_bytes = self._last_head = self._early = None
+        self._last_bytes = self._last_head = self._early = self._taken = None
         self.server.forget(self)
         return fd

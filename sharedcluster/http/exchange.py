@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 from greenlet import getcurrent
 
 from sharedcluster.http import policy
+from sharedcluster.http.access_log import request_id
 from sharedcluster.http.body import BodyError, BodyStream
 from sharedcluster.http.policy import Rule
 from sharedcluster.http.response import SERVER_ERROR, UNKNOWN_LENGTH, BadResponseError, ResponseHead, frame
+from sharedcluster.http.transport import ClientGone
+from sharedcluster.http.upgrade import UpgradeSocket
 
 if TYPE_CHECKING:
     from greenlet import greenlet
@@ -34,12 +37,6 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None,
 
 JOIN = 65536
 """Up to this size head and body are joined and leave in one send; beyond it copying costs more than a system call."""
-SENDFILE = 1 << 20
-"""Bytes per sendfile, so that one large file does not keep the loop from others."""
-
-
-class ClientGone(OSError):  # noqa: N818 - a fact, as in "client disconnected"
-    """The client has left, or takes nothing: there is nobody to answer."""
 
 
 class RequestEnded(BaseException):
@@ -78,7 +75,9 @@ class Exchange:
         "head",
         "input",
         "is_over",
+        "is_winding_up",
         "left",
+        "request_id",
         "response",
         "started_at",
     )
@@ -89,6 +88,8 @@ class Exchange:
         self.input = body
         self.response: ResponseHead | None = None
         self.is_over = False
+        self.is_winding_up = False
+        self.request_id: str | None = None
         self._status: str | None = None
 
     def run(self) -> bool:
@@ -100,17 +101,23 @@ class Exchange:
         environ = self.head.environ.copy()
         if self.input is not None:
             environ["wsgi.input"] = self.input
+        if self.head.upgrade and self.input is None:
+            environ["werkzeug.socket"] = UpgradeSocket(connection)
+        server = connection.server
+        if server.access_log is not None:
+            environ["sharedcluster.request_id"] = self.request_id = request_id(environ)
         try:
-            result = connection.server.application(environ, self.start_response)
+            result = server.application(environ, self.start_response)
             try:
-                self._send(result)
+                if not self.is_over:
+                    self._send(result)
             finally:
                 if hasattr(result, "close"):
                     result.close()
         except ClientGone:
-            connection.lose()
+            connection.close()
         except RequestEnded:
-            self.is_over = True
+            self._say_last()
         except BaseException as error:
             self._fail(error, environ)
         del environ
@@ -134,15 +141,9 @@ class Exchange:
         kind = type(result)
         if kind is list or kind is tuple:
             pieces: Any = result
-            if len(pieces) == 1:
-                body = pieces[0]
-                self._start(len(body))
-                self._write(body)
-            else:
-                if self.response is None:
-                    self._start(sum(map(len, pieces)))
-                for piece in pieces:
-                    self._write(piece)
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self._start(len(body))
+            self._write(body)
         elif kind is FileWrapper:
             self._send_file(result)  # type: ignore[arg-type]  # the line above says what it is
         else:
@@ -172,7 +173,7 @@ class Exchange:
         response = frame(
             self._status,
             self._fields,
-            server.standing,
+            server.standing if self.request_id is None else f"{server.standing}X-Request-ID: {self.request_id}\r\n",
             keep_alive=head.keep_alive and not server.is_draining and connection.can_live_on(self.input),
             is_head=head.is_head,
             is_http10=head.is_http10,
@@ -195,10 +196,11 @@ class Exchange:
         elif response.chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if not self._sent_head:
-            self._sent_head = True
             if len(data) <= JOIN:
                 data = response.data + data
+                self._sent_head = True
             else:
+                self._sent_head = True
                 self.bytes_out += len(response.data)
                 self.connection.send(response.data)
         if data:
@@ -259,7 +261,7 @@ class Exchange:
         if not isinstance(error, BodyError) or failure is None:
             log.error("%s: %s", self.describe(), error, exc_info=(type(error), error, error.__traceback__))
         if self.response is not None and self._sent_head:
-            self.connection.lose()
+            self.connection.close()
         else:
             self.answer(SERVER_ERROR if failure is None else failure.rule)
 
@@ -274,8 +276,28 @@ class Exchange:
             self.answer(rule)
         else:
             self.is_over = True
-            self.connection.lose()
+            self.connection.close()
         self.greenlet.throw(RequestEnded())
+
+    def wind_up(self) -> None:
+        """From the loop: end an event stream politely, as if the application had returned."""
+        self.is_winding_up = True
+        self.greenlet.throw(RequestEnded())
+
+    def _say_last(self) -> None:
+        """RequestEnded has come through the application."""
+        self.is_over = True
+        if self.is_winding_up and self.response is not None:
+            self.response.keep_alive = False
+            try:
+                self._finish_body()
+            except ClientGone:
+                self.connection.close()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the head of the response is framed."""
+        return self.response is not None
 
     @property
     def is_event_stream(self) -> bool:

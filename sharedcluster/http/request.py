@@ -20,6 +20,7 @@ from urllib.parse import unquote_to_bytes
 import httptools
 
 from sharedcluster.http import policy
+from sharedcluster.http.forwarded import AllowList, Forwarding
 from sharedcluster.http.policy import Refused
 from sharedcluster.http.settings import Environ, HttpSettings
 
@@ -29,6 +30,7 @@ DROP = ""
 CHUNKED = -1
 """The `length` of a body that says its own length."""
 
+VERSIONS = ("HTTP/1.1", "HTTP/1.0")
 HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::([0-9]{0,5}))?")
 ABSOLUTE = re.compile(r"https?://([^/?]*)(.*)", re.IGNORECASE)
 REQUEST_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([^ ]*) (.*)")
@@ -55,13 +57,20 @@ class Head:
 
 
 class HeadReader:
-    """Reads heads for all connections of one trust: `is_trusted` peers may speak of whom they forward."""
+    """Reads heads for all connections of one trust.
 
-    def __init__(self, settings: HttpSettings, *, is_trusted: bool) -> None:
+    Args:
+        settings: Limits, and which forwarding fields count.
+        allowed: Given for peers that may speak for others; without it their forwarding fields are dropped.
+    """
+
+    def __init__(self, settings: HttpSettings, allowed: AllowList | None = None) -> None:
         self._limit_head = settings.limit_head
         self._limit_line = settings.limit_line
         self._limit_fields = settings.limit_fields
-        self._is_trusted = is_trusted
+        self._forwarding = None
+        if allowed is not None:
+            self._forwarding = Forwarding(allowed, settings.forwarded_headers, self._is_host)
         self._keys: dict[str, str] = {}
         self._hosts: set[str] = set()
         self._renew()
@@ -119,12 +128,12 @@ class HeadReader:
         return self._frame(environ)
 
     def _read_request_line(self, line: str, environ: Environ) -> None:
-        parts = line.split(" ")
-        if len(parts) != 3 or parts[2] not in ("HTTP/1.1", "HTTP/1.0") or parts[0] not in policy.METHODS:
-            raise explain_request_line(line)
-        method, target, version = parts
         if len(line) > self._limit_line:
             raise Refused(policy.LINE_TOO_LONG)
+        parts = line.split(" ")
+        if len(parts) != 3 or parts[2] not in VERSIONS or parts[0] not in policy.METHODS or not parts[1]:
+            raise explain_request_line(line)
+        method, target, version = parts
         if "#" in target or not target.isascii() or not target.isprintable():
             raise Refused(policy.TARGET_BYTES)
         environ["REQUEST_METHOD"] = method
@@ -154,7 +163,7 @@ class HeadReader:
             key = "HTTP_" + name.upper().replace("-", "_")
             if key in ("HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE"):
                 key = key[5:]
-            elif not self._is_trusted and (key in FORWARDING or key.startswith("HTTP_X_FORWARDED_")):
+            elif self._forwarding is None and (key in FORWARDING or key.startswith("HTTP_X_FORWARDED_")):
                 key = DROP
         if len(self._keys) < KNOWN_NAMES and len(name) <= 64:
             self._keys[name] = key
@@ -214,6 +223,8 @@ class HeadReader:
             if str(expect).lower() != "100-continue":
                 raise Refused(policy.EXPECT_UNKNOWN, str(expect))
             head.expects_continue = length != 0
+        if self._forwarding is not None:
+            self._forwarding.apply(environ)
         return head
 
     def _body_length(self, length: object, coding: object, is_http10: bool) -> int:
@@ -228,7 +239,7 @@ class HeadReader:
         if length is None:
             return 0
         digits = str(length)
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 19):
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 19) or (digits[0] == "0" and digits != "0"):
             raise Refused(policy.LENGTH_BAD, digits)
         return int(digits)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,16 +19,21 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.event import Event
 
-from sharedcluster.http import policy, request
+from sharedcluster.http.access_log import json_line, text_line
 from sharedcluster.http.body import EmptyInput
-from sharedcluster.http.connection import NEVER, Connection
+from sharedcluster.http.connection import Connection
 from sharedcluster.http.counters import Counters, HttpStats
 from sharedcluster.http.deadlines import TICK, Wheel
 from sharedcluster.http.exchange import Exchange, FileWrapper
+from sharedcluster.http.forwarded import AllowList
 from sharedcluster.http.greenlets import GreenletPool
 from sharedcluster.http.policy import Refused
+from sharedcluster.http.proxy_protocol import Greeting
+from sharedcluster.http.request import HeadReader
 from sharedcluster.http.response import standing_fields
 from sharedcluster.http.settings import Environ, HttpSettings, ListenerFacts, Proxied, ReleasedConnection
+from sharedcluster.http.tls import TlsConnection
+from sharedcluster.http.transport import NEVER
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -60,12 +66,17 @@ class Server:
         self.on_idle: Callable[[ReleasedConnection], None] | None = None
         self.concurrency: float = settings.limit_concurrency or float("inf")
         self.request_timeout = settings.request_timeout
+        self.access_log = settings.access_log
+        self._access_line = json_line if settings.access_log_format == "json" else text_line
         self.standing = ""
         self.idle_until = NEVER
         self._extra = dict(environ or {})
         self._sites: dict[int, Environ] = {}
-        self._reader = request.HeadReader(settings, is_trusted=False)
-        self._connections: set[Connection] = set()
+        self._tls: dict[int, ssl.SSLContext] = {}
+        self._allowed = AllowList(settings.forwarded_allow_ips)
+        self._stranger = HeadReader(settings)
+        self._proxy = HeadReader(settings, self._allowed)
+        self._connections: set[Connection | Greeting] = set()
         self._drained = Event()
         self._timer: Any = None
         self._second = 0
@@ -74,9 +85,11 @@ class Server:
 
     def add_listener(self, index: int, facts: ListenerFacts) -> None:
         """Make a listener's connections servable; `index` is what `serve` is told."""
+        if facts.tls is not None:
+            self._tls[index] = facts.tls
         self._sites[index] = {
-            "SERVER_NAME": facts.host or facts.unix_path or "localhost",
-            "SERVER_PORT": str(facts.port),
+            "SERVER_NAME": facts.host or "localhost",
+            "SERVER_PORT": str(facts.port or (443 if facts.tls else 80)),
             "SERVER_SOFTWARE": "sharedcluster",
             "SCRIPT_NAME": "",
             "wsgi.version": (1, 0),
@@ -102,18 +115,39 @@ class Server:
         """
         if os.get_blocking(fd):
             os.set_blocking(fd, False)
-        template = self._sites[listener].copy()
-        if peer is not None:
-            template["REMOTE_ADDR"] = peer[0]
-            template["REMOTE_PORT"] = str(peer[1])
-        else:
-            template["REMOTE_ADDR"] = ""
         if self._timer is None:
             self._start_clock()
-        connection = Connection(self, listener, fd, peer, proxied, template, self._reader)
         self.counters.accepted += 1
+        if self.settings.proxy_protocol and proxied is None and self._host_of(peer) in self._allowed:
+            greeting = Greeting(self, fd, listener, peer)
+            self._connections.add(greeting)
+            greeting.open()
+        else:
+            self.begin(fd, listener, peer, proxied)
+
+    def begin(
+        self, fd: int, listener: int, peer: tuple[str, int] | None, proxied: Proxied | None, data: bytes = b""
+    ) -> None:
+        """Go on with a connection whose client is known; `data` is what has been read of its bytes."""
+        template = self._sites[listener].copy()
+        client = proxied.client if proxied is not None and proxied.client is not None else peer
+        if client is not None:
+            template["REMOTE_ADDR"] = client[0]
+            template["REMOTE_PORT"] = str(client[1])
+        else:
+            template["REMOTE_ADDR"] = ""
+        reader = self._proxy if self._host_of(client) in self._allowed else self._stranger
+        kind = TlsConnection if listener in self._tls else Connection
+        connection = kind(self, listener, fd, peer, proxied, template, reader)
         self._connections.add(connection)
-        connection.open()
+        connection.open(data)
+
+    def tls_of(self, listener: int) -> ssl.SSLContext:
+        """The context of a listener that speaks TLS."""
+        return self._tls[listener]
+
+    def _host_of(self, client: tuple[str, int] | None) -> str:
+        return "127.0.0.1" if client is None else client[0]
 
     @property
     def connections(self) -> int:
@@ -173,7 +207,7 @@ class Server:
 
     # What connections call.
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Connection | Greeting) -> None:
         """`connection` is closed or released."""
         self.wheel.remove(connection)
         self._connections.discard(connection)
@@ -195,14 +229,25 @@ class Server:
         counters.bytes_out += exchange.bytes_out
         if exchange.response is not None:
             counters.by_class[exchange.response.code // 100] += 1
-        counters.latency[int((time.monotonic() - exchange.started_at) * 1e6).bit_length()] += 1
+        seconds = time.monotonic() - exchange.started_at
+        counters.latency[int(seconds * 1e6).bit_length()] += 1
+        if self.access_log is not None and exchange.response is not None:
+            environ = exchange.head.environ
+            if exchange.request_id is not None:
+                environ = {**environ, "sharedcluster.request_id": exchange.request_id}
+            self._log_access(environ, exchange.response.code, exchange.bytes_out, seconds)
 
-    def count_refusal(self, refused: Refused) -> None:
+    def count_refusal(self, refused: Refused, connection: Connection) -> None:
         """A message was refused."""
         self.counters.refused += 1
         self.counters.by_class[refused.rule.status // 100] += 1
-        if refused.rule is not policy.OVERLOADED:
-            log.debug("refused: %s", refused)
+        log.debug("refused %s: %s", connection.peer, refused)
+        if self.access_log is not None:
+            self._log_access(connection.template, refused.rule.status, 0, 0.0)
+
+    def _log_access(self, environ: Environ, status: int, sent: int, seconds: float) -> None:
+        if self.access_log is not None:
+            self.access_log(self._access_line(environ, now=time.time(), status=status, sent=sent, seconds=seconds))
 
     # The clock.
 
@@ -220,6 +265,9 @@ class Server:
     def _on_tick(self) -> None:
         now = time.monotonic()
         self._refresh(now)
+        if self.is_draining:
+            for connection in list(self._connections):
+                connection.hurry()
         self.wheel.turn(now)
         if not self._connections:
             self._stop_clock()

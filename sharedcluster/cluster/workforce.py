@@ -1,0 +1,477 @@
+"""The workers of a cluster: started, listened to, sent away and reaped, as `supervision` decides.
+
+It knows how (fork, signal, tell, reap); which and when comes from the pure functions of `supervision` and `recycling`.
+What a worker says is handled here too, by a table of message types.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
+
+from sharedcluster import cgroup
+from sharedcluster.cluster import events, recycling, supervision
+from sharedcluster.cluster.board import Board
+from sharedcluster.cluster.forking import WorkerContext
+from sharedcluster.cluster.hand_off import HandOff
+from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
+from sharedcluster.cluster.messages import (
+    Accepted,
+    Connection,
+    Drain,
+    Draining,
+    GivenBack,
+    Heartbeat,
+    Listening,
+    LoadFailed,
+    Message,
+    Online,
+    Rebalance,
+    ReopenLogs,
+    Returned,
+)
+from sharedcluster.cluster.molds import Nursery
+from sharedcluster.cluster.supervision import Crashes, Desired
+from sharedcluster.cluster.worker_handle import ExitReason, WorkerHandle, WorkerState
+from sharedcluster.config import Config
+from sharedcluster.log import logger
+
+MESSAGES_PER_TURN: Final = 256
+REBALANCE_INTERVAL: Final = 5.0
+_REMEMBERED_STRAYS: Final = 256
+
+
+class Workforce:
+    """Every worker that has not been reaped, by its id, and what is known of slots and generations.
+
+    Args:
+        config: The settings.
+        hand_off: Where workers enter and leave the rotation.
+        selector: The primary's; it watches the workers' channels.
+        emitter: Told of fork, online, listening, drain, disconnect, exit, ready and reload.
+        make_context: What a worker gets, by id, slot, generation, its end of the channel and its row.
+        keeps_trying: With `--reload` (development) the next save may mend it, so nobody gives up.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hand_off: HandOff,
+        selector: selectors.BaseSelector,
+        emitter: events.Emitter,
+        make_context: Callable[[int, int, int, MessageSocket, Any], WorkerContext],
+    ) -> None:
+        self.workers: dict[int, WorkerHandle] = {}
+        self.board = Board()
+        self.nursery: Nursery
+        self.counters = dict.fromkeys(
+            ("restarts", "reloads", "recycled", "redispatched", "migrated", "gaps", "requests", "killed"), 0
+        )
+        self.desired = Desired(
+            workers=config.workers,
+            generation=1,
+            serving_generation=1,
+            graceful_timeout=config.graceful_timeout,
+            heartbeat_timeout=config.heartbeat_timeout,
+            boot_timeout=config.boot_timeout,
+        )
+        self.gave_up = ""
+        self._config = config
+        self._hand_off = hand_off
+        self._selector = selector
+        self._events = emitter
+        self._make_context = make_context
+        self._limits = recycling.Limits(
+            config.max_requests, config.max_requests_jitter, config.max_memory, config.max_lifetime
+        )
+        # Slots and ids
+        self._crashes: dict[int, Crashes] = {}
+        self._restarts: dict[int, int] = {}
+        self._last_id = 0
+        self._last_generation = 1
+        self._ever_listened = False
+        self._was_ready = False
+        self._strays: OrderedDict[int, int] = OrderedDict()
+        self._oom_kills = cgroup.oom_kills()
+        self._rebalance_at = 0.0
+        # The reload that is on its way, and the one asked for meanwhile
+        self._reload_again = False
+        self._reload_observers: list[Callable[[str], None]] = []
+
+    # -- deciding and acting ---------------------------------------------------------------------------------------
+
+    def act(self, now: float) -> None:
+        """Do what has to be done now."""
+        workers = list(self.workers.values())
+        for worker in workers:
+            if worker.slot in self._crashes:
+                self._crashes[worker.slot] = supervision.forgiven(self._crashes[worker.slot], worker, now)
+        if not self.is_leaving:
+            self._recycle(workers, now)
+            self._rebalance(workers, now)
+        actions = supervision.reconcile(
+            self.desired, workers, self._crashes, now, ever_listened=self._ever_listened
+        )
+        for action in actions:
+            self._ACTIONS[type(action)](self, action)
+        self._look_if_ready(now)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the cluster stops."""
+        return self.desired.stopping or self.desired.now_or_never
+
+    @property
+    def is_reloading(self) -> bool:
+        """Whether a new generation is coming up."""
+        return self.desired.generation != self.desired.serving_generation
+
+    @property
+    def is_restless(self) -> bool:
+        """Whether something is on its way, so that the loop must not sleep long."""
+        return len(self.workers) != self.desired.workers or any(
+            w.state is not WorkerState.LISTENING or w.terminated_at for w in self.workers.values()
+        )
+
+    def _look_if_ready(self, now: float) -> None:
+        ready = sum(w.state is WorkerState.LISTENING for w in self.workers.values())
+        if not self._was_ready and ready >= self.desired.workers:
+            self._was_ready = True
+            self._events.emit(events.READY, ready)
+
+    def _recycle(self, workers: list[WorkerHandle], now: float) -> None:
+        if not self.is_reloading and (found := recycling.due(workers, self._limits, now)):
+            self.retire(*found)
+
+    def retire(self, worker: WorkerHandle, reason: str) -> None:
+        """Have a worker replaced: the replacement first, then it drains."""
+        logger.info("recycling worker %d (slot %d, pid %d): %s", worker.id, worker.slot, worker.pid, reason)
+        worker.retiring = reason
+        self.counters["recycled"] += 1
+
+    def _rebalance(self, workers: list[WorkerHandle], now: float) -> None:
+        if now >= self._rebalance_at:
+            self._rebalance_at = now + REBALANCE_INTERVAL
+            if not self.is_reloading:
+                for worker, count in recycling.surplus(workers):
+                    worker.tell(Rebalance(count))
+
+    def _spawn(self, action: supervision.Spawn) -> None:
+        ours, theirs = MessageSocket.pair()
+        row = self.board.take()
+        context = self._make_context(self._last_id + 1, action.slot, action.generation, theirs, row)
+        pid = self.nursery.spawn(context, ours)
+        if pid is None:  # its mold is still loading; the same is wanted again in the next turn
+            ours.close()
+            theirs.close()
+            self.board.give_back(row)
+            return
+        self._last_id += 1
+        worker = WorkerHandle(
+            context.id, action.slot, action.generation, pid, ours, row, time.monotonic(),
+            restarts=self._restarts.get(action.slot, 0),
+        )  # fmt: skip
+        self.workers[worker.id] = worker
+        self._selector.register(ours, selectors.EVENT_READ, lambda _mask: self._read(worker))
+        self._events.emit(events.FORK, worker)
+
+    def forked(self, id: int, pid: int) -> None:
+        """A mold has forked worker `id`; it may have died, and been reaped as a stranger, before we heard of it."""
+        worker = self.workers.get(id)
+        if worker is not None:
+            worker.pid = pid
+            if pid in self._strays:
+                self._bury(worker, self._strays.pop(pid))
+
+    def _drain(self, action: supervision.DrainWorker) -> None:
+        worker = action.worker
+        worker.asked_to_leave = True
+        self._start_drain(worker, action.deadline)
+        worker.tell(Drain(max(0.0, action.deadline - time.monotonic()), give_back=not self.is_leaving))
+        logger.debug("worker %d drains: %s", worker.id, action.reason)
+
+    def _start_drain(self, worker: WorkerHandle, deadline: float) -> None:
+        self._hand_off.leave(worker)
+        worker.state = WorkerState.DRAINING
+        worker.deadline = deadline
+        self._events.emit(events.DRAIN, worker)
+
+    def _dump(self, action: supervision.Dump) -> None:
+        _signal(action.worker, signal.SIGUSR2)
+
+    def _terminate(self, action: supervision.Terminate) -> None:
+        worker = action.worker
+        worker.terminated_at = time.monotonic()
+        self._hand_off.leave(worker)
+        if not worker.asked_to_leave or worker.stats.in_flight:
+            self._warn(worker, "TERM", action.reason)
+        _signal(worker, signal.SIGTERM)
+
+    def _kill(self, action: supervision.Kill) -> None:
+        action.worker.killed = True
+        self.counters["killed"] += 1
+        self._warn(action.worker, "KILL", action.reason)
+        _signal(action.worker, signal.SIGKILL)
+
+    def _warn(self, worker: WorkerHandle, what: str, why: str) -> None:
+        logger.warning("worker %d (slot %d, pid %d) gets %s: %s", worker.id, worker.slot, worker.pid, what, why)
+
+    def _give_up(self, action: supervision.GiveUp) -> None:
+        failures = [w.load_failure for w in self.workers.values() if w.load_failure]
+        logger.error("%s", action.reason)
+        if failures:
+            logger.error("%s\n%s", *failures[-1])
+        self.gave_up = action.reason
+
+    # -- generations -----------------------------------------------------------------------------------------------
+
+    def reload(self, when_over: Callable[[str], None] | None = None) -> None:
+        """Start a new generation; asked for during a reload, another one follows it.
+
+        Args:
+            when_over: Called with "" when the new generation serves, or with the reason why it does not.
+        """
+        if when_over is not None:
+            self._reload_observers.append(when_over)
+        if self.is_reloading:
+            self._reload_again = True
+            return
+        self._crashes.clear()
+        self._last_generation += 1
+        self.desired = replace(self.desired, generation=self._last_generation)
+        logger.info("reloading %d workers: generation %d", self.desired.workers, self.desired.generation)
+
+    def _promote(self, _action: supervision.Promote) -> None:
+        self.desired = replace(self.desired, serving_generation=self.desired.generation)
+        self.counters["reloads"] += 1
+        self.nursery.retire(self.desired.generation)
+        self._events.emit(events.RELOAD, self.desired.generation)
+        if self._reload_again:
+            # Those who asked during a reload meant the code they had just written: the next one answers.
+            self._reload_again = False
+            self.reload()
+        else:
+            self._reload_ended("")
+
+    def _abandon(self, action: supervision.AbandonReload) -> None:
+        what, trace = action.worker.load_failure or ("a new worker ended before it was ready", "")
+        self.abandon_reload(what, trace)
+
+    def abandon_reload(self, what: str, trace: str) -> None:
+        """Stay with the generation that serves; those that were to replace it go."""
+        logger.error("reload stopped: %s; the old workers keep serving\n%s", what, trace)
+        failed = self.desired.generation
+        self.desired = replace(self.desired, generation=self.desired.serving_generation)
+        self._crashes.clear()
+        self.nursery.retire(self.desired.serving_generation)
+        for worker in self.workers.values():
+            if worker.generation == failed and worker.state is not WorkerState.DRAINING:
+                self._drain(supervision.DrainWorker(worker, time.monotonic(), "its generation was abandoned"))
+        again, self._reload_again = self._reload_again, False
+        if again:
+            self.reload()
+        else:
+            self._reload_ended(f"{what}\n{trace}".rstrip())
+
+    def mold_failed(self, generation: int, what: str, trace: str) -> None:
+        """The mold of a generation did not load the application."""
+        if self.is_reloading and generation == self.desired.generation:
+            self.abandon_reload(what, trace)
+        else:
+            logger.error("%s\n%s", what, trace)
+            self.gave_up = what if not self._ever_listened else ""
+
+    def _reload_ended(self, failure: str) -> None:
+        observers, self._reload_observers = self._reload_observers, []
+        for observer in observers:
+            observer(failure)
+
+    _ACTIONS: Final[dict[type[supervision.Action], Callable[[Any, Any], None]]] = {
+        supervision.Spawn: _spawn,
+        supervision.DrainWorker: _drain,
+        supervision.Dump: _dump,
+        supervision.Terminate: _terminate,
+        supervision.Kill: _kill,
+        supervision.Promote: _promote,
+        supervision.AbandonReload: _abandon,
+        supervision.GiveUp: _give_up,
+    }
+
+    # -- what workers say ------------------------------------------------------------------------------------------
+
+    def tell_all(self, message: Message) -> None:
+        """Send every worker the same message."""
+        for worker in self.workers.values():
+            worker.tell(message)
+
+    def reopen_logs(self) -> None:
+        """Have the workers open their log files anew."""
+        self.tell_all(ReopenLogs())
+
+    def _read(self, worker: WorkerHandle) -> None:
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                received = worker.channel.receive()
+            except ChannelClosed:
+                self._disconnected(worker)
+                return
+            except ValueError as error:
+                logger.error("worker %d sent what is no message: %s", worker.id, error)
+                continue
+            if received is None:
+                return
+            message, fd = received
+            handler = self._HANDLERS.get(type(message))
+            if handler is None:
+                logger.error("worker %d sent a message that is not for the primary: %r", worker.id, message)
+            else:
+                handler(self, worker, message, fd)
+
+    def _disconnected(self, worker: WorkerHandle) -> None:
+        self._hand_off.leave(worker)
+        with suppress(KeyError):
+            self._selector.unregister(worker.channel)
+            self._events.emit(events.DISCONNECT, worker)
+
+    def _on_accepted(self, worker: WorkerHandle, message: Accepted, _fd: int | None) -> None:
+        worker.acknowledged(message.seq)
+
+    def _on_returned(self, worker: WorkerHandle, message: Returned, _fd: int | None) -> None:
+        self.counters["redispatched"] += 1
+        self._hand_off.take_back([worker.returned(message.seq)])
+        self._hand_off.rest(worker, time.monotonic())
+
+    def _on_given_back(self, worker: WorkerHandle, message: GivenBack, fd: int | None) -> None:
+        if fd is None:
+            logger.error("worker %d gave a connection back and its descriptor did not arrive", worker.id)
+            return
+        if self.is_leaving:
+            os.close(fd)  # there is nobody left to take it; it was idle, so its client loses nothing
+            return
+        worker.given_back += 1
+        self.counters["migrated"] += 1
+        self._hand_off.give(Connection(fd, message.listener, message.peer, message.proxied))
+
+    def _on_online(self, worker: WorkerHandle, message: Online, _fd: int | None) -> None:
+        worker.pid = message.pid
+        if worker.state is WorkerState.FORKED:
+            worker.state = WorkerState.ONLINE
+        self._events.emit(events.ONLINE, worker)
+
+    def _on_listening(self, worker: WorkerHandle, message: Listening, _fd: int | None) -> None:
+        now = time.monotonic()
+        worker.heartbeat_at = worker.listening_at = now
+        worker.secret = message.secret
+        if worker.state is WorkerState.DRAINING:
+            return  # it was told to leave while it was loading
+        worker.state = WorkerState.LISTENING
+        self._ever_listened = True
+        self._hand_off.enter(worker)
+        self._compare_secrets(worker)
+        self._events.emit(events.LISTENING, worker)
+
+    def _on_load_failed(self, worker: WorkerHandle, message: LoadFailed, _fd: int | None) -> None:
+        worker.load_failure = (message.what, message.traceback)
+
+    def _on_heartbeat(self, worker: WorkerHandle, message: Heartbeat, _fd: int | None) -> None:
+        worker.heard(message.stats, time.monotonic())
+
+    def _on_draining(self, worker: WorkerHandle, message: Draining, _fd: int | None) -> None:
+        """It wants to leave (a TERM by hand): it goes on serving until its replacement is there, like any other."""
+        if worker.state is WorkerState.LISTENING and not worker.retiring and not self.is_leaving:
+            self.retire(worker, message.reason)
+
+    _HANDLERS: Final[dict[type[Message], Callable[[Any, WorkerHandle, Any, int | None], None]]] = {
+        Accepted: _on_accepted,
+        Returned: _on_returned,
+        GivenBack: _on_given_back,
+        Online: _on_online,
+        Listening: _on_listening,
+        LoadFailed: _on_load_failed,
+        Heartbeat: _on_heartbeat,
+        Draining: _on_draining,
+    }
+
+    def _compare_secrets(self, newcomer: WorkerHandle) -> None:
+        for other in self.workers.values():
+            if other.generation == newcomer.generation and other.secret and other.secret != newcomer.secret:
+                logger.error(
+                    "Workers have different SECRET_KEY values (worker %d: %s, worker %d: %s).\n"
+                    "It is probably made anew at each import (os.urandom, secrets.token_hex). Sessions will be lost "
+                    "between workers.\nSet one value for all of them, in the environment or in the configuration.",
+                    other.id, other.secret, newcomer.id, newcomer.secret or "none",
+                )  # fmt: skip
+                return
+
+    # -- the end of a worker ---------------------------------------------------------------------------------------
+
+    def reaped(self, pid: int, status: int) -> None:
+        """A child ended. One that is nobody's may be a worker its mold has not told us of yet, or an orphan."""
+        worker = next((w for w in self.workers.values() if w.pid == pid), None)
+        if worker is not None:
+            self._bury(worker, status)
+        elif not self.nursery.reaped(pid):
+            self._strays[pid] = status
+            while len(self._strays) > _REMEMBERED_STRAYS:
+                self._strays.popitem(last=False)
+
+    def _bury(self, worker: WorkerHandle, status: int) -> None:
+        # What it said before it died counts: an `Accepted` in the socket means that bytes may have been read, so
+        # that connection must not be given to anybody else; a given-back one must not be lost.
+        self._read(worker)
+        self._disconnected(worker)
+        worker.channel.close()
+        worker.state = WorkerState.DEAD
+        del self.workers[worker.id]
+        self.board.give_back(worker.row)
+        orphans = worker.take_back()
+        self.counters["redispatched"] += len(orphans)
+        self._hand_off.take_back(orphans)
+        self.counters["requests"] += worker.stats.requests
+        for name, count in worker.stats.counters.items():
+            self.counters[name] = self.counters.get(name, 0) + count
+        reason = ExitReason(
+            code=os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
+            signal=os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+            asked=worker.asked_to_leave,
+            out_of_memory=self._was_out_of_memory(status),
+        )
+        self._events.emit(events.EXIT, worker, reason)
+        if not (worker.asked_to_leave or self.is_leaving):
+            self._crashed(worker)
+
+    def _crashed(self, worker: WorkerHandle) -> None:
+        record = self._crashes.get(worker.slot, Crashes())
+        self._crashes[worker.slot] = supervision.after_exit(record, worker, time.monotonic())
+        self._restarts[worker.slot] = self._restarts.get(worker.slot, 0) + 1
+        self.counters["restarts"] += 1
+        if self.is_reloading and worker.generation == self.desired.generation and worker.listening_at is None:
+            self._abandon(supervision.AbandonReload(worker))
+
+    def _was_out_of_memory(self, status: int) -> bool:
+        """Whether the kernel says that it killed somebody here for want of memory since we last looked."""
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+            return False
+        before, self._oom_kills = self._oom_kills, cgroup.oom_kills()
+        return self._oom_kills > before
+
+    def close_in_child(self) -> None:
+        """In a forked process: drop the primary's ends of the channels and its copies of connections."""
+        for worker in self.workers.values():
+            worker.channel.close()
+            for connection in worker.unacknowledged.values():
+                os.close(connection.fd)
+        self.nursery.close_in_child()
+
+
+def _signal(worker: WorkerHandle, number: signal.Signals) -> None:
+    if worker.pid:
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid, number)

@@ -1,0 +1,225 @@
+"""A connected descriptor on gevent's loop: reading in the loop's callback, writing and waiting in a greenlet.
+
+Laws:
+- Every call is tried first; only what would block waits.
+- Whoever waits (`_waiter`) is one greenlet, woken exactly once: by readiness, by time, or by the end.
+- `fd` is -1 from the moment it is closed: a greenlet that wakes up late writes to nobody, never to a stranger.
+- The read watcher calls either the connection (`on_readable`) or one waiting greenlet, never both.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import posix
+import time
+from typing import TYPE_CHECKING, Any
+
+from greenlet import getcurrent
+
+from sharedcluster.http import policy
+from sharedcluster.http.deadlines import GONE
+from sharedcluster.http.policy import Refused
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
+
+    from sharedcluster.http.server import Server
+
+READ = 65536
+NEVER = float("inf")
+SENDFILE = 1 << 20
+"""Bytes per sendfile, so that one large file does not keep the loop from others."""
+
+# From posix, for gevent's monkey patch replaces os.close by one that waits for a turn of the loop.
+os_close = posix.close
+os_read = posix.read
+os_write = posix.write
+
+
+class ClientGone(OSError):  # noqa: N818 - a fact, as in "client disconnected"
+    """The client has left, or takes nothing: there is nobody to answer."""
+
+
+class Transport:
+    """What a connection is apart from HTTP. `expiry` and `slot` are what the wheel needs."""
+
+    has_sendfile = True
+
+    __slots__ = ("_is_held", "_is_watching", "_waiter", "_waiting_on", "_watcher", "expiry", "fd", "server", "slot")
+
+    def __init__(self, server: Server, fd: int) -> None:
+        self.server = server
+        self.fd = fd
+        self.expiry = NEVER
+        self.slot = GONE
+        self._watcher: Any = None
+        self._is_watching = False
+        self._is_held = True
+        self._waiter: greenlet | None = None
+        self._waiting_on: Any = None
+
+    def on_readable(self) -> None:
+        """The loop says there are bytes, or the end."""
+        raise NotImplementedError
+
+    def watch(self) -> None:
+        """Let the loop call `on_readable`, unless the connection is closed or held (its bytes are somebody's)."""
+        if self._is_watching or self._is_held or self.fd < 0:
+            return
+        if self._watcher is None:
+            self._watcher = self.server.loop.io(self.fd, 1)
+        self._watcher.start(self.on_readable)
+        self._is_watching = True
+
+    def unwatch(self) -> None:
+        """Leave what comes in the kernel."""
+        if self._is_watching:
+            self._watcher.stop()
+            self._is_watching = False
+
+    def receive(self) -> bytes:
+        """Read what there is. Raises BlockingIOError if there is nothing, OSError if the connection is broken."""
+        return os_read(self.fd, READ)
+
+    def receive_or_wait(self) -> bytes:
+        """In a greenlet: the next bytes, b"" at the end.
+
+        Raises:
+            Refused: BODY_TIMEOUT, when nothing comes.
+            ClientGone: The connection is broken.
+        """
+        while self.fd >= 0:
+            try:
+                return self.receive()
+            except BlockingIOError:
+                self._wait_readable()
+            except OSError as error:
+                raise ClientGone(str(error)) from None
+        raise ClientGone("the connection was closed")
+
+    def send(self, data: bytes) -> None:
+        """In a greenlet: send all of `data`, waiting only if the client does not take it.
+
+        Raises:
+            ClientGone: The client has left, or took nothing for write_timeout.
+        """
+        try:
+            sent = os_write(self.fd, data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise ClientGone(str(error)) from None
+        if sent < len(data):
+            rest = memoryview(data)[sent:]
+            while rest:
+                self._wait_writable()
+                rest = rest[self._try_write(rest) :]
+
+    def _try_write(self, data: memoryview) -> int:
+        try:
+            return os_write(self.fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise ClientGone(str(error)) from None
+
+    def send_file(self, fd: int, offset: int, size: int) -> None:
+        """In a greenlet: send a part of a file from kernel to kernel; raises as `send`."""
+        end = offset + size
+        while offset < end:
+            try:
+                sent = os.sendfile(self.fd, fd, offset, min(end - offset, SENDFILE))
+            except BlockingIOError:
+                self._wait_writable()
+                continue
+            except OSError as error:
+                raise ClientGone(str(error)) from None
+            if sent == 0:
+                raise ClientGone("the file became shorter while it was sent")
+            offset += sent
+
+    def answer(self, data: bytes) -> None:
+        """Write as much of a short message as the client takes at once; raises ClientGone."""
+        self._try_write(memoryview(data))
+
+    def say_end(self) -> None:
+        """Tell the peer, where the transport has words for it, that nothing more will be sent."""
+
+    def half_close(self) -> None:
+        """Close the sending side only; raises OSError if the client has left."""
+        self.say_end()
+        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, self.fd)
+        try:
+            sock.shutdown(_socket.SHUT_WR)
+        finally:
+            sock.detach()
+
+    def detach(self) -> int:
+        """Stop watching, wake whoever waits, and give up the descriptor; returns it."""
+        if self._waiting_on is not None:
+            self._waiting_on.stop()
+            self.server.loop.run_callback(self._wake, False)
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._watcher = None
+        self._is_watching = False
+        fd, self.fd = self.fd, -1
+        return fd
+
+    # Waiting, in a greenlet.
+
+    def _wait_readable(self) -> None:
+        self.unwatch()
+        if self._watcher is None:
+            self._watcher = self.server.loop.io(self.fd, 1)
+        if not self._wait(self._watcher, self.server.settings.body_timeout):
+            raise Refused(policy.BODY_TIMEOUT)
+
+    def _wait_writable(self) -> None:
+        if self.fd < 0:
+            raise ClientGone("the connection was closed")
+        watcher = self.server.loop.io(self.fd, 2)
+        try:
+            if not self._wait(watcher, self.server.settings.write_timeout):
+                raise ClientGone("took nothing for write_timeout")
+        finally:
+            watcher.close()
+
+    def _wait(self, watcher: Any, seconds: float) -> bool:
+        """Wait for `watcher`; False when `seconds` have passed without it."""
+        before = self.expiry
+        mine = self.expiry = min(before, time.monotonic() + seconds) if seconds else before
+        self.server.wheel.sooner(self)
+        self._waiter = getcurrent()
+        self._waiting_on = watcher
+        watcher.start(self._wake)
+        try:
+            is_ready = self.server.hub.switch() is not False
+        finally:
+            self._waiter = self._waiting_on = None
+            watcher.stop()
+            if self.expiry == mine:  # else the connection has moved on: it lingers, or is closed
+                self.expiry = before
+        if self.fd < 0:
+            raise ClientGone("the connection was closed")
+        return is_ready
+
+    def _wake(self, is_ready: bool = True) -> bool:
+        waiter, self._waiter = self._waiter, None
+        if waiter is None:
+            return False
+        waiter.switch(is_ready)
+        return True
+
+    # The wheel's side.
+
+    def expire_in(self, seconds: float) -> None:
+        """Expire `seconds` from now; 0 is never."""
+        self.expiry = time.monotonic() + seconds if seconds else NEVER  # the wheel's time may be old
+        self.server.wheel.sooner(self)
+
+    def expire(self, now: float) -> None:
+        """`expiry` has passed."""
+        raise NotImplementedError
