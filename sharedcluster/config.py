@@ -22,6 +22,8 @@ from sharedcluster.errors import ConfigError
 
 ENV_PREFIX: Final = "SHAREDCLUSTER_"
 DEFAULT_FILE: Final = "sharedcluster.toml"
+MAX_WORKERS: Final = 500
+"""So that two generations, which a reload needs, fit on the board."""
 POLICIES: Final = ("round-robin", "least-connections", "sticky", "shared")
 
 
@@ -80,8 +82,8 @@ def parse_workers(text: str) -> int:
     if text in ("max", "auto"):
         return available_cpus()[0]
     number = parse_count(text)
-    if number < 1:
-        raise ValueError("at least one worker is needed")
+    if not 1 <= number <= MAX_WORKERS:
+        raise ValueError(f"the number of workers is 1 to {MAX_WORKERS}")
     return number
 
 

@@ -35,7 +35,7 @@ from sharedcluster.config import BindAddress, Config, Resolved, check_environmen
 from sharedcluster.control import client
 from sharedcluster.control.protocol import check_name, runtime_folder
 from sharedcluster.control.server import ControlServer
-from sharedcluster.errors import AppLoadError, BindError, ConfigError, RedisNeededError
+from sharedcluster.errors import AppLoadError, BindError, ConfigError, RedisNeededError, UserError
 from sharedcluster.log import logger, set_up
 
 PROBE_TIMEOUT: Final = 3.0
@@ -50,7 +50,7 @@ def start(resolved: Resolved) -> int:
     with ExitStack() as undo:
         listeners = _bind_all(config, undo)
         redis = _Redis(config, undo)
-        found = check_application(config.app, redis.url)
+        found = check_application(config, redis.url)
         if found["shares_state"] and not redis.url:
             raise RedisNeededError(
                 "The application shares sessions or caches, and there is no Redis (--redis none).",
@@ -75,7 +75,7 @@ def check_only(resolved: Resolved) -> Iterator[str]:
         yield f"redis    {redis_server.redact(choice.url)}: {facts.product} {facts.version}"
     else:
         yield f"redis    {choice.program or choice.kind}"
-    found = check_application(config.app, choice.url or "")
+    found = check_application(config, choice.url or "")
     yield f"app      {found['found']}"
 
 
@@ -190,7 +190,7 @@ def enter_mold(context: MoldContext) -> int:
     return mold.main(context)
 
 
-def check_application(target: str, redis_url: str) -> dict[str, Any]:
+def check_application(config: Config, redis_url: str) -> dict[str, Any]:
     """Load the application in a throw-away child, so that what is wrong with it is said once, and by nobody else.
 
     Returns:
@@ -205,7 +205,7 @@ def check_application(target: str, redis_url: str) -> dict[str, Any]:
     pid = os.fork()
     if pid == 0:
         os.close(read)
-        _check_in_child(target, redis_url, write)
+        _check_in_child(config, redis_url, write)
     os.close(write)
     with open(read, "rb") as pipe:
         answer = pipe.read()
@@ -213,8 +213,10 @@ def check_application(target: str, redis_url: str) -> dict[str, Any]:
     if not answer:
         code = os.waitstatus_to_exitcode(status)
         ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        raise AppLoadError(f"Loading {target} did not come to an end: the process {ended}.")
+        raise AppLoadError(f"Loading {config.app} did not come to an end: the process {ended}.")
     facts: dict[str, Any] = json.loads(answer)
+    if "user_error" in facts:
+        raise ConfigError(facts["user_error"], fact=facts["fact"], advice=tuple(facts["advice"]))
     if "what" in facts:
         raise AppLoadError(
             facts["what"], fact=facts["fact"], advice=tuple(facts["advice"]), traceback=facts["traceback"]
@@ -222,7 +224,7 @@ def check_application(target: str, redis_url: str) -> dict[str, Any]:
     return facts
 
 
-def _check_in_child(target: str, redis_url: str, write: int) -> None:
+def _check_in_child(config: Config, redis_url: str, write: int) -> None:
     answer: dict[str, Any] = {}
     try:
         if redis_url:
@@ -232,19 +234,30 @@ def _check_in_child(target: str, redis_url: str, write: int) -> None:
         monkey.patch_all()  # as in a real worker, before the application can import anything
         from sharedcluster.cluster.loading import load
 
-        loaded = load(target)
+        if config.certfile:
+            from sharedcluster.http.tls import make_context
+
+            make_context(config.certfile, config.keyfile or None)
+        loaded = load(config.app)
         answer = {"found": loaded.found, "shares_state": loaded.shares_state}
     except AppLoadError as error:
         answer = {"what": error.what, "fact": error.fact, "advice": error.advice, "traceback": error.traceback}
+    except UserError as error:
+        answer = {"user_error": error.what, "fact": error.fact, "advice": error.advice}
     except SystemExit as stop:
         answer = {
-            "what": f"Loading {target} called sys.exit({stop.code!r}).",
+            "what": f"Loading {config.app} called sys.exit({stop.code!r}).",
             "fact": "",
             "advice": (),
             "traceback": "",
         }
     except BaseException:
-        answer = {"what": f"Loading {target} failed.", "fact": "", "advice": (), "traceback": traceback.format_exc()}
+        answer = {
+            "what": f"Loading {config.app} failed.",
+            "fact": "",
+            "advice": (),
+            "traceback": traceback.format_exc(),
+        }
     finally:
         data = json.dumps(answer).encode()
         while data:
@@ -342,7 +355,6 @@ def url_of(address: BindAddress) -> str:
 
 def _follow(primary: Primary, config: Config) -> None:
     """Log what happens to the cluster, from its events."""
-
     started = time.monotonic()
 
     def ready(workers: int) -> None:
@@ -360,15 +372,14 @@ def _follow(primary: Primary, config: Config) -> None:
             if reason.signal
             else f"ended with code {reason.code}"
         )
-        memory = (
-            f" (last {worker.stats.rss / 1048576:.0f} MB; out of memory?)" if reason.signal == signal.SIGKILL else ""
-        )
+        memory = _about_memory(worker, reason)
         logger.error("worker %d (slot %d, pid %d) %s%s", worker.id, worker.slot, worker.pid, how, memory)
         if worker.load_failure:
             logger.error("%s\n%s", *worker.load_failure)
 
     primary.events.on(events.READY, ready)
     primary.events.on(events.EXIT, ended)
+
     def reloaded(generation: int) -> None:
         logger.info("generation %d serves", generation)
         primary.notifier.ready(primary.desired_workers)

@@ -32,6 +32,7 @@ class Commands:
 
     def commands(self) -> Mapping[str, Command]:
         """Command -> what does it."""
+        self._primary.workforce.has_changed = True
         return self._table
 
     def _status(self, _arguments: dict[str, Any], _client: Client) -> dict[str, Any]:

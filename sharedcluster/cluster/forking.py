@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NoReturn, TypeVar
 
 from sharedcluster.cluster.board import Board, Row
@@ -33,6 +33,8 @@ class WorkerContext:
     addresses: tuple[BindAddress, ...]
     redis_url: str
     row: Row
+    ticket_key: bytes = field(default=b"", repr=False)
+    """What TLS session tickets are made with, the same for every worker of the cluster."""
     listener_fds: tuple[int, ...] = ()
     """The listening sockets, if workers accept for themselves (policy `shared`)."""
 
@@ -47,6 +49,7 @@ class MoldContext:
     addresses: tuple[BindAddress, ...]
     redis_url: str
     board: Board
+    ticket_key: bytes = field(default=b"", repr=False)
     listener_fds: tuple[int, ...] = ()
 
 

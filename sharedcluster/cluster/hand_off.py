@@ -130,9 +130,9 @@ class HandOff:
             self._watched.discard(listener.index)
 
     @property
-    def is_paused(self) -> bool:
-        """Whether somebody waits for descriptors to become free."""
-        return bool(self._resting) or any(listener.paused_until for listener in self.listeners)
+    def is_waiting(self) -> bool:
+        """Whether somebody waits for what no event announces: descriptors, or a loop that turns again."""
+        return bool(self._resting) or any(each.paused_until or each.pending for each in self.listeners)
 
     def refuse_newcomers(self) -> None:
         """First half of closing without loss, see `Listener.refuse_newcomers`."""

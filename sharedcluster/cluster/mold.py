@@ -23,7 +23,7 @@ from gevent import monkey
 
 from sharedcluster.cluster.forking import MoldContext, WorkerContext, be_child
 from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
-from sharedcluster.cluster.loading import load
+from sharedcluster.cluster.loading import LoadedApp, load
 from sharedcluster.cluster.messages import Forked, ForkWorker, LoadFailed, MoldReady, cut_to_fit
 from sharedcluster.errors import AppLoadError
 from sharedcluster.log import logger, set_up
@@ -41,8 +41,7 @@ def main(context: MoldContext) -> int:
     channel.socket.setblocking(True)
     worker.set_environment(context.redis_url)
     try:
-        loaded = load(context.config.app) if context.config.preload else None
-        tls = worker.tls_context(context.config)
+        loaded = load(context.config.app)
     except AppLoadError as error:
         channel.send(LoadFailed(str(error), cut_to_fit(error.traceback)))
         return worker.EXIT_LOAD_FAILED
@@ -55,12 +54,12 @@ def main(context: MoldContext) -> int:
             received = channel.receive()
             if received is None or not isinstance(received[0], ForkWorker) or received[1] is None:
                 continue
-            _fork_worker(context, received[0], received[1], worker.Prepared(loaded, tls))
+            _fork_worker(context, received[0], received[1], loaded)
     except ChannelClosed:
         return 0
 
 
-def _fork_worker(context: MoldContext, wish: ForkWorker, fd: int, prepared: worker.Prepared) -> None:
+def _fork_worker(context: MoldContext, wish: ForkWorker, fd: int, loaded: LoadedApp) -> None:
     """Fork twice: the one in between tells us the worker's pid and leaves, and the primary inherits the worker."""
     read, write = os.pipe()
     sys.stdout.flush()
@@ -73,7 +72,7 @@ def _fork_worker(context: MoldContext, wish: ForkWorker, fd: int, prepared: work
             os._exit(0)
         os.close(read)
         os.close(write)
-        be_child(lambda: _be_worker(context, wish, fd, prepared))
+        be_child(lambda: _be_worker(context, wish, fd, loaded))
     os.close(fd)
     os.close(write)
     pid = int(os.read(read, 32) or b"0")
@@ -82,7 +81,7 @@ def _fork_worker(context: MoldContext, wish: ForkWorker, fd: int, prepared: work
     context.channel.send(Forked(wish.id, pid))
 
 
-def _be_worker(context: MoldContext, wish: ForkWorker, fd: int, prepared: worker.Prepared) -> int:
+def _be_worker(context: MoldContext, wish: ForkWorker, fd: int, loaded: LoadedApp) -> int:
     context.channel.close()
     gevent.reinit()
     return worker.main(
@@ -96,9 +95,10 @@ def _be_worker(context: MoldContext, wish: ForkWorker, fd: int, prepared: worker
             addresses=context.addresses,
             redis_url=context.redis_url,
             row=context.board.row(wish.row),
+            ticket_key=context.ticket_key,
             listener_fds=context.listener_fds,
         ),
-        prepared,
+        loaded,
     )
 
 

@@ -1,8 +1,8 @@
-"""Where workers come from: a fork of the primary, or a fork of a mold that has loaded what they share.
+"""Where workers come from: a fork of the primary, or a fork of a mold that has loaded the application.
 
-A mold is a child of the primary in which gevent is patched, the application is imported (`--preload`) or the TLS
-context is made, and the heap is frozen (`gc.freeze`), so that the workers forked from it share its memory. There is
-one mold per generation: a reload makes a new one, so preloading never serves stale code, and the primary stays clean.
+A mold is a child of the primary in which gevent is patched, the application is imported and the heap is frozen
+(`gc.freeze`), so that the workers forked from it share its memory (`--preload`). There is one mold per generation: a
+reload makes a new one, so preloading never serves stale code, and the primary stays clean.
 
 Laws:
 
@@ -126,13 +126,13 @@ class Molds:
     def _start(self, generation: int) -> None:
         ours, theirs = MessageSocket.pair()
         context = self._make_context(generation, theirs)
-        pid = fork_child(
-            self._mold_main, context, channel=theirs, ours=ours, close_in_child=self._close_in_child
-        )
+        pid = fork_child(self._mold_main, context, channel=theirs, ours=ours, close_in_child=self._close_in_child)
         mold = self._molds[generation] = Mold(generation, pid, ours)
         self._selector.register(ours, selectors.EVENT_READ, lambda _mask: self._read(mold))
 
     def _read(self, mold: Mold) -> None:
+        if self._molds.get(mold.generation) is not mold:
+            return  # dropped earlier in the same turn
         try:
             while (received := mold.channel.receive()) is not None:
                 message = received[0]

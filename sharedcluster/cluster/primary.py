@@ -44,6 +44,9 @@ BUSY_TICK: Final = 0.05
 HANDSHAKE_GRACE: Final = 0.25
 """Seconds between refusing newcomers and closing the listeners: the time a handshake that has begun may take."""
 
+TICKET_KEY_BYTES: Final = 80
+"""What OpenSSL takes: a name of 16 bytes, an HMAC key and an AES key of 32 each."""
+
 
 class Keeper(Protocol):
     """The primary's hold on the process that keeps a private Redis."""
@@ -61,7 +64,7 @@ class Primary:
         config: The settings.
         listeners: Bound already: what cannot be bound must fail before anything is forked.
         worker_main: A worker's entry, called in the forked child; returns the exit code.
-        mold_main: A mold's entry, likewise; used with `--preload` and with TLS.
+        mold_main: A mold's entry, likewise; used with `--preload`.
         name: The cluster's name.
         redis_url: What workers connect to, "" for none; `redis_shown` is the same without a password.
         keeper: What keeps a private Redis, if there is one: its process is a child of ours, but no worker.
@@ -91,8 +94,10 @@ class Primary:
         self._selector = selectors.DefaultSelector()
         self._signals = SignalPipe()
         self._control: ControlServer | None = None
+        self._ticket_key = os.urandom(TICKET_KEY_BYTES)
         self._closing_at: float | None = None
         self._stop_deadline: float | None = None
+        self._act_at = 0.0
         self._handed_over = False
         self._cut = 0
         self.hand_off = HandOff(
@@ -102,7 +107,7 @@ class Primary:
         self.workforce.nursery = self._make_nursery(worker_main, mold_main)
 
     def _make_nursery(self, worker_main: WorkerMain, mold_main: MoldMain) -> Direct | Molds:
-        if not (self.config.preload or self.config.certfile):
+        if not self.config.preload:
             return Direct(worker_main, self._close_in_child)
         return Molds(
             mold_main,
@@ -135,6 +140,11 @@ class Primary:
         try:
             while True:
                 now = time.monotonic()
+                self.hand_off.watch(now)
+                if now < self._act_at and not self.workforce.has_changed:
+                    # Most turns only pass connections on; then nothing has to be decided.
+                    self._turn(self._act_at - now)
+                    continue
                 self._advance_stop(now)
                 self.workforce.act(now)
                 if self.workforce.gave_up and not self.exit_code:
@@ -143,17 +153,20 @@ class Primary:
                     continue
                 if self.workforce.is_leaving and not self.workforce.workers:
                     return self.exit_code
-                self.hand_off.watch(now)
                 self.notifier.beat(now)
-                for key, mask in self._selector.select(self._tick()):
-                    key.data(mask)
-                self.hand_off.dispatch()
+                self._act_at = now + self._tick()
+                self._turn(self._tick())
         finally:
             self._close()
 
+    def _turn(self, timeout: float) -> None:
+        for key, mask in self._selector.select(timeout):
+            key.data(mask)
+        self.hand_off.dispatch()
+
     def _tick(self) -> float:
-        """How long the loop may sleep when nothing happens."""
-        restless = self.is_stopping or self.workforce.is_restless or self.hand_off.is_paused
+        """How long nothing needs to be decided, if nothing happens."""
+        restless = self.is_stopping or self.workforce.is_restless or self.hand_off.is_waiting
         longest = min(IDLE_TICK, self.notifier.interval or IDLE_TICK)
         return BUSY_TICK if restless else longest
 
@@ -170,9 +183,7 @@ class Primary:
 
     # -- what forked processes get ---------------------------------------------------------------------------------
 
-    def _worker_context(
-        self, id: int, slot: int, generation: int, channel: MessageSocket, row: Row
-    ) -> WorkerContext:
+    def _worker_context(self, id: int, slot: int, generation: int, channel: MessageSocket, row: Row) -> WorkerContext:
         return WorkerContext(
             id=id,
             slot=slot,
@@ -182,6 +193,7 @@ class Primary:
             addresses=tuple(each.address for each in self.hand_off.listeners),
             redis_url=self._redis_url,
             row=row,
+            ticket_key=self._ticket_key,
             listener_fds=self.hand_off.shared_fds,
         )
 
@@ -193,6 +205,7 @@ class Primary:
             addresses=tuple(each.address for each in self.hand_off.listeners),
             redis_url=self._redis_url,
             board=self.workforce.board,
+            ticket_key=self._ticket_key,
             listener_fds=self.hand_off.shared_fds,
         )
 
@@ -209,6 +222,7 @@ class Primary:
     # -- signals ---------------------------------------------------------------------------------------------------
 
     def _on_signals(self, _mask: int) -> None:
+        self.workforce.has_changed = True
         for number in self._signals.read():
             getattr(self, f"on_{INTENTS[number][0]}")()
 

@@ -61,6 +61,4 @@ def surplus(workers: Sequence[WorkerHandle]) -> list[tuple[WorkerHandle, int]]:
     if len(serving) < 2:
         return []
     mean = sum(w.row.connections for w in serving) / len(serving)
-    return [
-        (w, int(w.row.connections - mean)) for w in serving if w.row.connections >= max(1.5 * mean, mean + 4)
-    ]
+    return [(w, int(w.row.connections - mean)) for w in serving if w.row.connections >= max(1.5 * mean, mean + 4)]

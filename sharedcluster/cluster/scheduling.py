@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from sharedcluster.cluster.messages import Peer
 from sharedcluster.cluster.worker_handle import WorkerHandle
@@ -29,7 +30,7 @@ class Policy(Protocol):
 
 
 class RoundRobin:
-    """Each in turn; one that owes an acknowledgement or stands still only if all others do so too."""
+    """Each in turn; one that owes an acknowledgement only if all others do so too."""
 
     def __init__(self) -> None:
         self._ring: deque[WorkerHandle] = deque()
@@ -45,19 +46,25 @@ class RoundRobin:
     def pick(self, peer: Peer) -> WorkerHandle | None:
         """The next in the round; `peer` does not matter."""
         now = time.monotonic_ns()
-        second: WorkerHandle | None = None
         for worker in self._ring:
-            if worker.is_free(now):
+            if worker.is_free(now):  # the usual case: the first of the ring
                 self._to_the_end(worker)
                 return worker
-            if worker.has_credit and (second is None or len(worker.unacknowledged) < len(second.unacknowledged)):
-                second = worker
-        if second is not None:
-            self._to_the_end(second)
-        return second
+        return self._least(now, lambda worker: len(worker.unacknowledged))
+
+    def _least(self, now: int, load: Callable[[WorkerHandle], Any]) -> WorkerHandle | None:
+        """The one with the least load, in turn, of those whose loops turn; only if none turns, of all.
+
+        If all whose loops turn are at their credit, nobody: their acknowledgements are a moment away.
+        """
+        turning = [w for w in self._ring if not w.row.stands_still(now)] or self._ring
+        best = min((w for w in turning if w.has_credit), key=load, default=None)
+        if best is not None:
+            self._to_the_end(best)
+        return best
 
     def _to_the_end(self, worker: WorkerHandle) -> None:
-        if self._ring[0] is worker:  # the usual case: no search
+        if self._ring[0] is worker:  # no search
             self._ring.rotate(-1)
         else:
             self._ring.remove(worker)
@@ -72,18 +79,12 @@ class LeastConnections(RoundRobin):
 
     def pick(self, peer: Peer) -> WorkerHandle | None:
         """The least busy; `peer` does not matter."""
-        now = time.monotonic_ns()
-        best: WorkerHandle | None = None
-        best_load: tuple[bool, int, int] | None = None
-        for worker in self._ring:
-            if worker.has_credit:
-                waiting = len(worker.unacknowledged)
-                load = (not worker.is_free(now), worker.row.in_flight + waiting, worker.row.connections + waiting)
-                if best_load is None or load < best_load:
-                    best, best_load = worker, load
-        if best is not None:
-            self._to_the_end(best)
-        return best
+        return self._least(time.monotonic_ns(), _work)
+
+
+def _work(worker: WorkerHandle) -> tuple[int, int]:
+    waiting = len(worker.unacknowledged)
+    return worker.row.in_flight + waiting, worker.row.connections + waiting
 
 
 class Sticky:

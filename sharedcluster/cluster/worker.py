@@ -5,9 +5,13 @@ be imported unpatched. So only a process that was forked to be a worker (or to c
 
 Laws:
 
-1. What holds for connections and messages is in `wire`: acknowledged before the first read, one per turn of the loop.
-2. Signals of the terminal (INT, QUIT, HUP) are for the primary. TERM means: drain; while draining: end now.
-3. When the primary is gone the worker drains and exits. If its loop stands still it cannot notice that; then a
+1. `Accepted` leaves before the first byte of a connection is read, and not later than that: the primary re-dispatches
+   what is not acknowledged, so nothing is lost and nothing is served twice.
+2. One new connection per turn of the loop. The application's greenlet for it runs before the next one is taken, so a
+   view that blocks the process never sits on a second connection that was read and cannot be given to anybody else.
+3. Signals of the terminal (INT, QUIT, HUP) are for the primary. TERM means: ask the primary for a replacement, and
+   go on serving until it is there; a second one, or one during the drain: end now.
+4. When the primary is gone the worker drains and exits. If its loop stands still it cannot notice that; then a
    watchdog in C (`faulthandler`) writes the stacks and ends it, so that no orphan remains for ever.
 """
 
@@ -18,55 +22,83 @@ from gevent import monkey
 monkey.patch_all()
 
 # ruff: noqa: E402 - nothing may be imported before the patch
+import _socket
 import faulthandler
 import os
 import resource
 import signal
+import socket
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import gevent
 from gevent.event import Event
 
 from sharedcluster import state
+from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.forking import WorkerContext
+from sharedcluster.cluster.ipc import ChannelClosed
 from sharedcluster.cluster.loading import LoadedApp, load
 from sharedcluster.cluster.messages import (
+    Accepted,
     Drain,
     Draining,
+    GivenBack,
     Heartbeat,
     Listening,
     LoadFailed,
+    Message,
     NewConnection,
     Online,
+    Rebalance,
     ReopenLogs,
+    Returned,
     Stop,
     WorkerStats,
     cut_to_fit,
 )
-from sharedcluster.cluster.wire import Wire, WorkerFacts, listener_facts, proxied_from
 from sharedcluster.config import Config
-from sharedcluster.errors import AppLoadError
+from sharedcluster.errors import UserError
 from sharedcluster.http.server import Server
-from sharedcluster.http.settings import HttpSettings
+from sharedcluster.http.settings import HttpSettings, ListenerFacts, Proxied, ReleasedConnection
+from sharedcluster.http.tls import make_context
 from sharedcluster.log import access_logger, logger, set_up
 
 HEARTBEAT_INTERVAL: Final = 1.0
+LAST_WORDS: Final = 0.5
+"""Seconds that the last messages may take to leave."""
 WATCHDOG_MARGIN: Final = 5.0
 """Seconds after the heartbeat timeout; more than the primary's TERM and KILL take."""
 EXIT_LOAD_FAILED: Final = 3
 _PAGE: Final = resource.getpagesize()
 
 
-def main(context: WorkerContext) -> int:
-    """Be a worker until told to leave; returns the exit code."""
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What the application sees as `environ["sharedcluster.worker"]`."""
+
+    slot: int
+    id: int
+    generation: int
+
+
+def main(context: WorkerContext, loaded: LoadedApp | None = None) -> int:
+    """Be a worker until told to leave; returns the exit code. `loaded` is the application, if a mold has it."""
     set_up(f"w{context.slot}", level=context.config.log_level, style=context.config.log_format)
     os.environ["SHAREDCLUSTER_WORKER_ID"] = str(context.id)
     os.environ["SHAREDCLUSTER_SLOT"] = str(context.slot)
-    if context.redis_url:
-        os.environ["SHAREDCLUSTER_REDIS_URL"] = context.redis_url
-    return Worker(context).run()
+    set_environment(context.redis_url)
+    return Worker(context).run(loaded)
+
+
+def set_environment(redis_url: str) -> None:
+    """What the application may read before it is loaded."""
+    if redis_url:
+        os.environ["SHAREDCLUSTER_REDIS_URL"] = redis_url
 
 
 class Worker:
@@ -75,39 +107,41 @@ class Worker:
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
         self.config = context.config
-        self._wire = Wire(
-            context.channel,
-            {
-                NewConnection: self._on_connection,
-                Drain: self._on_drain,
-                Stop: self._on_stop,
-                ReopenLogs: self._on_reopen_logs,
-            },
-            self._primary_gone,
-        )
-        self._heartbeat = gevent.get_hub().loop.timer(0.0, HEARTBEAT_INTERVAL)
+        self._channel = context.channel
+        self._loop = gevent.get_hub().loop
+        self._readable = self._loop.io(self._channel.fileno(), 1)
+        self._writable = self._loop.io(self._channel.fileno(), 2)
+        self._outbox: deque[tuple[Message, int | None, Callable[[], None] | None]] = deque()
+        self._heartbeat = self._loop.timer(0.0, HEARTBEAT_INTERVAL)
+        self._before_wait = self._loop.prepare()
+        self._after_wait = self._loop.check()
+        self._acceptors: list[Any] = []
         self._server: Server | None = None
         self._leave = Event()
         self._drain_timeout: float | None = None
         self._cut = False
         self._gives_back = False
         self._orphaned = False
+        self._asked_to_leave = False
         self._rss = 0
 
-    def run(self) -> int:
+    def run(self, loaded: LoadedApp | None = None) -> int:
         """Load the application, serve, drain."""
         self._handle_signals()
-        self._wire.start()
-        self._wire.say(Online(os.getpid()))
+        self._readable.start(self._on_readable)
+        self._say(Online(os.getpid()))
         try:
-            loaded = load(self.config.app)
-        except AppLoadError as error:
-            self._wire.say(LoadFailed(str(error), cut_to_fit(error.traceback)))
-            self._wire.last_words()
+            loaded = loaded or load(self.config.app)
+            self._server = self._make_server(loaded)
+        except UserError as error:
+            self._say(LoadFailed(str(error), cut_to_fit(getattr(error, "traceback", ""))))
+            self._last_words()
             return EXIT_LOAD_FAILED
-        self._server = self._make_server(loaded)
-        self._wire.say(Listening(loaded.secret))
+        self._say(Listening(loaded.secret))
         self._heartbeat.start(self._tick)
+        self._before_wait.start(self._note_wait, self._server, self.context.row)
+        self._after_wait.start(self.context.row.works)
+        self._accept_shared()
         self._leave.wait()
         return self._finish(self._server)
 
@@ -117,21 +151,51 @@ class Worker:
         server = Server(
             loaded.application, http_settings(self.config, context.slot), environ={"sharedcluster.worker": facts}
         )
+        tls = None
+        if self.config.certfile:
+            tls = make_context(self.config.certfile, self.config.keyfile or None, ticket_key=context.ticket_key)
         for index, address in enumerate(context.addresses):
-            server.add_listener(index, listener_facts(address))
+            server.add_listener(
+                index, ListenerFacts(host=address.host, port=address.port, unix_path=address.path or None, tls=tls)
+            )
         return server
+
+    @staticmethod
+    def _note_wait(server: Server, row: Row) -> None:
+        row.waits(server.in_flight, server.connections, server.requests)
+
+    def _accept_shared(self) -> None:
+        """With policy `shared` this worker takes connections off the listening sockets, as the others do."""
+        for index, fd in enumerate(self.context.listener_fds):
+            watcher = self._loop.io(fd, 1)
+            watcher.start(
+                self._on_acceptable, _socket.socket(fileno=fd), index
+            )  # not gevent's class: it must not wait
+            self._acceptors.append(watcher)
+
+    def _on_acceptable(self, listening: socket.socket, index: int) -> None:
+        """One a turn, for law 2; the others are awake too, and whoever has time takes the next."""
+        try:
+            fd, address = listening._accept()  # type: ignore[attr-defined]
+        except OSError:
+            return  # another worker was faster, or the client gave up, or we are out of descriptors
+        assert self._server is not None
+        peer = (address[0], address[1]) if isinstance(address, tuple) and address else None
+        self._server.serve(fd, index, peer)
 
     def _finish(self, server: Server) -> int:
         """Drain: what is in flight is answered, up to the deadline."""
         timeout = self.config.graceful_timeout if self._drain_timeout is None else self._drain_timeout
+        for watcher in self._acceptors:
+            watcher.stop()
         if not self._cut:
             for shared in state.live_states():
                 shared.drain()
             if self._gives_back:
                 # Others go on serving: an idle connection moves to them instead of being closed.
-                server.release_when_idle(self._wire.give_back)
+                server.release_when_idle(self._give_back)
                 for released in server.release_idle():
-                    self._wire.give_back(released)
+                    self._give_back(released)
             server.drain()
             server.wait_drained(timeout)
         if left := server.in_flight:
@@ -141,18 +205,34 @@ class Worker:
             shared.close()
         if not self._orphaned:
             self._beat()
-            self._wire.last_words()
+            self._last_words()
         return 0
 
     # -- the wire --------------------------------------------------------------------------------------------------
 
+    def _on_readable(self) -> None:
+        """One connection at the most, then back to the loop (law 2); other messages are read to the end."""
+        try:
+            while (received := self._channel.receive()) is not None:
+                message, fd = received
+                self._HANDLERS[type(message)](self, message, fd)
+                if isinstance(message, NewConnection):
+                    return
+        except ChannelClosed:
+            self._readable.stop()
+            self._primary_gone()
+        except (ValueError, KeyError):
+            logger.exception("the primary sent what is no message for a worker")
+
     def _on_connection(self, message: NewConnection, fd: int | None) -> None:
         if fd is None or self._server is None:  # out of descriptors: it stayed with the primary
-            self._wire.refuse(message, fd)
+            self._say(Returned(message.seq))
+            if fd is not None:
+                os.close(fd)
             return
         server = self._server
         proxied = proxied_from(message.proxied)
-        self._wire.accept(message, lambda: server.serve(fd, message.listener, message.peer, proxied))
+        self._say(Accepted(message.seq), then=lambda: server.serve(fd, message.listener, message.peer, proxied))
 
     def _on_drain(self, message: Drain, _fd: int | None) -> None:
         self._drain_timeout = message.timeout
@@ -164,16 +244,79 @@ class Worker:
     def _on_stop(self, _message: Stop, _fd: int | None) -> None:
         self._end_now()
 
+    def _give_back(self, released: ReleasedConnection) -> None:
+        """Called in the hub or in a request's greenlet; the descriptor is closed when it has left."""
+        message = GivenBack(released.listener, released.peer, proxied_as_text(released.proxied))
+        self._say(message, released.fd)
+
+    def _on_rebalance(self, message: Rebalance, _fd: int | None) -> None:
+        """Give away the next connections that fall idle, up to the count; busy ones stay until then."""
+        server = self._server
+        if server is None or self._leave.is_set():
+            return
+        left = message.count
+
+        def take(released: ReleasedConnection) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                server.release_when_idle(None)
+            self._give_back(released)
+
+        for released in server.release_idle(left):
+            take(released)
+        if left > 0:
+            server.release_when_idle(take)
+
     def _on_reopen_logs(self, _message: ReopenLogs, _fd: int | None) -> None:
         set_up(f"w{self.context.slot}", level=self.config.log_level, style=self.config.log_format)
+
+    _HANDLERS: Final[dict[type[Message], Callable[[Any, Any, int | None], None]]] = {
+        NewConnection: _on_connection,
+        Drain: _on_drain,
+        Stop: _on_stop,
+        Rebalance: _on_rebalance,
+        ReopenLogs: _on_reopen_logs,
+    }
 
     def _primary_gone(self) -> None:
         logger.warning("the primary is gone: draining")
         self._orphaned = True
         self._gives_back = False
+        self._outbox.clear()
         if self._server is None:
             os._exit(0)
         self._leave.set()
+
+    def _say(self, message: Message, fd: int | None = None, then: Callable[[], None] | None = None) -> None:
+        """Send a message, in order; `then` is called once it has left."""
+        self._outbox.append((message, fd, then))
+        if len(self._outbox) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._outbox:
+            message, fd, then = self._outbox[0]
+            try:
+                sent = self._channel.send(message, fd)
+            except ChannelClosed:
+                # Nobody waits for the answer any more, but a connection that came with its question is ours.
+                sent = True
+            if not sent:
+                if not self._writable.active:
+                    self._writable.start(self._flush)
+                return
+            self._outbox.popleft()
+            if isinstance(message, GivenBack) and fd is not None:
+                os.close(fd)
+            if then is not None:
+                then()
+        self._writable.stop()
+
+    def _last_words(self) -> None:
+        end = time.monotonic() + LAST_WORDS
+        while self._outbox and time.monotonic() < end:
+            gevent.sleep(0.01)
 
     def _tick(self) -> None:
         """Once a second."""
@@ -185,7 +328,7 @@ class Worker:
             self._beat()
 
     def _beat(self) -> None:
-        self._wire.say(Heartbeat(self._stats()))
+        self._say(Heartbeat(self._stats()))
 
     def _stats(self) -> WorkerStats:
         server = self._server
@@ -223,9 +366,7 @@ class Worker:
     # -- signals ---------------------------------------------------------------------------------------------------
 
     def _handle_signals(self) -> None:
-        # A handler that does nothing, not SIG_IGN: programs that the application starts must not inherit deafness.
-        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1):
-            signal.signal(number, lambda _number, _frame: None)
+        ignore_the_terminal()
         # In C, so that it works while the loop stands still; the greenlets follow if Python still runs.
         signal.signal(signal.SIGUSR2, _dump_greenlets)
         faulthandler.register(signal.SIGUSR2, file=sys.stderr, all_threads=True, chain=True)
@@ -235,14 +376,24 @@ class Worker:
         if self._leave.is_set() or self._server is None:
             self._end_now()
             return
-        self._wire.say(Draining("it got TERM"))
-        self._leave.set()
+        if self._asked_to_leave:
+            self._end_now()
+            return
+        self._asked_to_leave = True
+        self._say(Draining("it got TERM"))
 
     def _end_now(self) -> None:
         self._cut = True
         if self._server is not None:
             self._server.close()
         os._exit(0)
+
+
+def ignore_the_terminal() -> None:
+    """Leave to the primary what is sent to the whole process group."""
+    # A handler that does nothing, not SIG_IGN: programs that the application starts must not inherit deafness.
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR1):
+        signal.signal(number, lambda _number, _frame: None)
 
 
 def _dump_greenlets(_number: int, _frame: Any) -> None:
@@ -264,3 +415,18 @@ def http_settings(config: Config, slot: int) -> HttpSettings:
         access_log_format=config.log_format,
         expose_worker=str(slot) if config.expose_worker else None,
     )
+
+
+def proxied_as_text(proxied: Proxied | None) -> str:
+    """What PROXY protocol said of a client, as the message carries it: "" nothing, "-" the proxy itself, HOST PORT."""
+    if proxied is None:
+        return ""
+    return "-" if proxied.client is None else f"{proxied.client[0]} {proxied.client[1]}"
+
+
+def proxied_from(text: str) -> Proxied | None:
+    """The reverse of `proxied_as_text`."""
+    if not text:
+        return None
+    host, _, port = text.partition(" ")
+    return Proxied((host, int(port)) if port else None)

@@ -51,8 +51,8 @@ class ExitReason:
 class WorkerHandle:
     """One worker process, from the primary's side.
 
-    `pid` is 0 until a mold has said which process it forked for it. `id` is never used again; `slot` is, by the worker that takes this one's place. `restarts` counts how often the
-    slot was filled again after a crash.
+    `pid` is 0 until a mold has said which process it forked for it. `id` is never used again; `slot` is, by the
+    worker that takes this one's place. `restarts` counts how often the slot was filled again after a crash.
     """
 
     def __init__(
@@ -107,9 +107,7 @@ class WorkerHandle:
 
     def is_free(self, now: int) -> bool:
         """Whether it owes nothing and its loop is not standing still (`now` is `time.monotonic_ns()`)."""
-        return (
-            not self.unacknowledged and self.state is WorkerState.LISTENING and not self.row.stands_still(now)
-        )
+        return not self.unacknowledged and self.state is WorkerState.LISTENING and not self.row.stands_still(now)
 
     def hand_off(self, connection: Connection) -> bool:
         """Send a connection to the worker and keep it as un-acknowledged.

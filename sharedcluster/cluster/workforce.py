@@ -45,6 +45,7 @@ from sharedcluster.log import logger
 
 MESSAGES_PER_TURN: Final = 256
 REBALANCE_INTERVAL: Final = 5.0
+_ROUTINE: Final = frozenset((Accepted, Returned, GivenBack, Heartbeat))
 _REMEMBERED_STRAYS: Final = 256
 
 
@@ -83,6 +84,8 @@ class Workforce:
             boot_timeout=config.boot_timeout,
         )
         self.gave_up = ""
+        self.has_changed = True
+        """Something has happened that may need a decision; connections that come and go do not."""
         self._config = config
         self._hand_off = hand_off
         self._selector = selector
@@ -109,6 +112,7 @@ class Workforce:
 
     def act(self, now: float) -> None:
         """Do what has to be done now."""
+        self.has_changed = False
         workers = list(self.workers.values())
         for worker in workers:
             if worker.slot in self._crashes:
@@ -116,9 +120,7 @@ class Workforce:
         if not self.is_leaving:
             self._recycle(workers, now)
             self._rebalance(workers, now)
-        actions = supervision.reconcile(
-            self.desired, workers, self._crashes, now, ever_listened=self._ever_listened
-        )
+        actions = supervision.reconcile(self.desired, workers, self._crashes, now, ever_listened=self._ever_listened)
         for action in actions:
             self._ACTIONS[type(action)](self, action)
         self._look_if_ready(now)
@@ -179,7 +181,7 @@ class Workforce:
             restarts=self._restarts.get(action.slot, 0),
         )  # fmt: skip
         self.workers[worker.id] = worker
-        self._selector.register(ours, selectors.EVENT_READ, lambda _mask: self._read(worker))
+        self._selector.register(ours, selectors.EVENT_READ, lambda _mask: self._on_readable(worker))
         self._events.emit(events.FORK, worker)
 
     def forked(self, id: int, pid: int) -> None:
@@ -315,6 +317,11 @@ class Workforce:
         """Have the workers open their log files anew."""
         self.tell_all(ReopenLogs())
 
+    def _on_readable(self, worker: WorkerHandle) -> None:
+        # In the same turn, before this event's, the worker may have been reaped and its channel closed.
+        if worker.id in self.workers:
+            self._read(worker)
+
     def _read(self, worker: WorkerHandle) -> None:
         for _ in range(MESSAGES_PER_TURN):
             try:
@@ -329,6 +336,8 @@ class Workforce:
                 return
             message, fd = received
             handler = self._HANDLERS.get(type(message))
+            if type(message) not in _ROUTINE:
+                self.has_changed = True
             if handler is None:
                 logger.error("worker %d sent a message that is not for the primary: %r", worker.id, message)
             else:

@@ -17,6 +17,7 @@ from sharedcluster.http.policy import Refused, Rule
 if TYPE_CHECKING:
     from sharedcluster.http.connection import Connection
 
+LIMIT_DROPPED = 65536
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -83,6 +84,12 @@ class BodyStream(io.RawIOBase):
         if self._decoder is not None:
             return 0 if self._decoder.done else None
         return None if self._asks and self._left else self._left
+
+    @property
+    def is_nearly_read(self) -> bool:
+        """Whether what is unread is known and little, so that reading and dropping it keeps the connection."""
+        unread = self.unread
+        return unread is not None and unread <= LIMIT_DROPPED and self.failure is None
 
     def readable(self) -> bool:
         """True."""

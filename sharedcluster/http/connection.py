@@ -47,8 +47,6 @@ IDLE, HEAD, BODY, SERVING, TAKEN, LINGERING, CLOSED = range(7)
 LINGER_TIME = 2.0
 """Seconds a client may go on sending after it was refused."""
 LINGER_BYTES = 4 << 20
-DRAIN_BODY = 65536
-"""Unread bytes of a body that are read and dropped to keep a connection; beyond it the connection closes."""
 
 
 class Connection(Transport):
@@ -311,26 +309,19 @@ class Connection(Transport):
     def _serve(self, head: Head, body: Any) -> None:
         """Start the application. Returns when it has answered or first waits."""
         server = self.server
-        counters = server.counters
-        if counters.in_flight >= server.concurrency:
+        if server.in_flight >= server.concurrency:
             self.refuse(Refused(policy.OVERLOADED), is_head=head.is_head)
             return
-        counters.in_flight += 1
+        server.in_flight += 1
         self.phase = SERVING
-        self._head = None
         if server.request_timeout:
             self.expire_in(server.request_timeout)
         else:
             self.expiry = NEVER
         self._exchange = exchange = Exchange(self, head, body)
-        server.greenlets.start(exchange)
-
-    def can_live_on(self, body: Any) -> bool:
-        """Whether the connection can serve another request after this one, as far as its body goes."""
-        if type(body) is not BodyStream:
-            return True
-        unread = body.unread
-        return unread is not None and unread <= DRAIN_BODY and body.failure is None
+        parked = server.parked
+        worker = parked.pop() if parked else server.greenlets.make()
+        worker.switch(exchange)
 
     def finish(self, exchange: Exchange) -> None:
         """The exchange is over (called in its greenlet): be idle again, or end."""
@@ -344,8 +335,7 @@ class Connection(Transport):
             elif self.phase == TAKEN:
                 self.close()
             return
-        response = exchange.response
-        if response is None or not response.keep_alive or not self._drop_body(exchange.input):
+        if exchange.response is None or not exchange.keep_alive or not self._drop_body(exchange.input):
             self._end(exchange)
             return
         self.phase = IDLE

@@ -31,23 +31,22 @@ class HttpStats:
 class Counters:
     """The live numbers; only the loop's thread writes them."""
 
-    __slots__ = ("accepted", "by_class", "bytes_in", "bytes_out", "in_flight", "latency", "refused", "requests")
+    __slots__ = ("accepted", "by_class", "bytes_in", "bytes_out", "latency", "refused", "requests")
 
     def __init__(self) -> None:
         self.accepted = 0
         self.requests = 0
-        self.in_flight = 0
         self.bytes_in = 0
         self.bytes_out = 0
         self.refused = 0
         self.by_class = [0] * 10
         self.latency = [0] * 64
 
-    def picture(self, connections: int) -> HttpStats:
+    def picture(self, connections: int, in_flight: int) -> HttpStats:
         """Copy the numbers."""
         return HttpStats(
             connections=connections,
-            in_flight=self.in_flight,
+            in_flight=in_flight,
             accepted=self.accepted,
             requests=self.requests,
             bytes_in=self.bytes_in,

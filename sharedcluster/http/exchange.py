@@ -76,6 +76,7 @@ class Exchange:
         "input",
         "is_over",
         "is_winding_up",
+        "keep_alive",
         "left",
         "request_id",
         "response",
@@ -98,22 +99,21 @@ class Exchange:
         self.started_at = time.monotonic()
         self.greenlet: greenlet = getcurrent()
         self.bytes_out = 0
-        environ = self.head.environ.copy()
+        head = self.head
+        server = connection.server
+        environ = head.environ.copy()
         if self.input is not None:
             environ["wsgi.input"] = self.input
-        if self.head.upgrade and self.input is None:
+        elif head.upgrade:
             environ["werkzeug.socket"] = UpgradeSocket(connection)
-        server = connection.server
         if server.access_log is not None:
             environ["sharedcluster.request_id"] = self.request_id = request_id(environ)
         try:
             result = server.application(environ, self.start_response)
-            try:
-                if not self.is_over:
-                    self._send(result)
-            finally:
-                if hasattr(result, "close"):
-                    result.close()
+            if type(result) is list and len(result) == 1 and self.response is None and not self.is_over:
+                self._send_whole(result[0])
+            else:
+                self._send_and_close(result)
         except ClientGone:
             connection.close()
         except RequestEnded:
@@ -137,22 +137,44 @@ class Exchange:
         self._fields = headers
         return self.write
 
-    def _send(self, result: Iterable[bytes]) -> None:
-        kind = type(result)
-        if kind is list or kind is tuple:
-            pieces: Any = result
-            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            self._start(len(body))
-            self._write(body)
-        elif kind is FileWrapper:
-            self._send_file(result)  # type: ignore[arg-type]  # the line above says what it is
+    def _send_whole(self, body: bytes) -> None:
+        """The most usual answer: one piece, whose head and body leave together."""
+        size = len(body)
+        response = self._start(size)
+        if response.length == size <= JOIN and response.has_body:
+            data = response.data + body
+            self._sent_head = True
+            self.bytes_out = len(data)
+            self.connection.send(data)
         else:
-            for piece in result:
-                if piece:
-                    if self.response is None:
-                        self._start(UNKNOWN_LENGTH)
-                    self._write(piece)
-        self._finish_body()
+            self._write(body)
+            self._finish_body()
+
+    def _send_and_close(self, result: Iterable[bytes]) -> None:
+        """Any iterable; it is closed whatever happens."""
+        try:
+            if self.is_over:
+                return
+            if type(result) is FileWrapper:
+                self._send_file(result)
+            elif type(result) is list or type(result) is tuple:
+                self._send_joined(b"".join(result))
+            else:
+                for piece in result:
+                    if piece:
+                        if self.response is None:
+                            self._start(UNKNOWN_LENGTH)
+                        self._write(piece)
+            self._finish_body()
+        finally:
+            if hasattr(result, "close"):
+                result.close()
+
+    def _send_joined(self, body: bytes) -> None:
+        if self.response is None:
+            self._start(len(body))
+        if body:
+            self._write(body)
 
     def write(self, data: bytes, /) -> None:
         """PEP 3333's imperative write: what it is given is sent before it returns."""
@@ -161,27 +183,34 @@ class Exchange:
                 self._start(UNKNOWN_LENGTH)
             self._write(data)
 
-    def _start(self, body_length: int) -> None:
-        """Frame the head. It is sent together with the first piece of the body."""
-        if self.response is not None:
-            return
-        if self._status is None:
+    def _start(self, body_length: int) -> ResponseHead:
+        """Frame the head. It is sent together with the first piece of the body.
+
+        A client that asks the same again mostly gets the same head again: the request's `Head` keeps the last one with
+        what it was made of.
+        """
+        status = self._status
+        if status is None:
             raise BadResponseError("the application returned without calling start_response")
-        connection = self.connection
-        server = connection.server
+        server = self.connection.server
+        standing = server.standing
         head = self.head
-        response = frame(
-            self._status,
-            self._fields,
-            server.standing if self.request_id is None else f"{server.standing}X-Request-ID: {self.request_id}\r\n",
-            keep_alive=head.keep_alive and not server.is_draining and connection.can_live_on(self.input),
-            is_head=head.is_head,
-            is_http10=head.is_http10,
-            body_length=body_length,
-        )
+        keep_alive = head.keep_alive and not server.is_draining
+        if type(self.input) is BodyStream:
+            keep_alive = keep_alive and self.input.is_nearly_read
+        if self.request_id is not None:
+            standing = f"{standing}X-Request-ID: {self.request_id}\r\n"
+        source = (status, self._fields, standing, keep_alive, body_length)
+        response = head.last_response
+        if response is None or response.source != source:
+            response = frame(status, self._fields, standing, keep_alive, head.is_head, head.is_http10, body_length)
+            response.source = (status, list(self._fields), standing, keep_alive, body_length)
+            head.last_response = response
         self.response = response
         self.left = response.length
+        self.keep_alive = response.keep_alive
         self._sent_head = False
+        return response
 
     def _write(self, data: bytes) -> None:
         """Send a piece of the body, with the head before it if it is the first."""
@@ -210,15 +239,11 @@ class Exchange:
     def _cut(self, data: bytes) -> bytes:
         """More body than Content-Length: what is beyond would be read as the next response, so it is not sent."""
         log.error("%s: the body is longer than its Content-Length; cut", self.describe())
-        if self.response is not None:
-            self.response.keep_alive = False
+        self.keep_alive = False
         return data[: self.left]
 
     def _finish_body(self) -> None:
-        if self.response is None:
-            self._start(0)
-        response = self.response
-        assert response is not None
+        response = self.response or self._start(0)
         if not self._sent_head or response.chunked:
             end = b"0\r\n\r\n" if response.chunked else b""
             data = end if self._sent_head else response.data + end
@@ -227,7 +252,7 @@ class Exchange:
             self.connection.send(data)
         if response.has_body and self.left > 0:
             log.error("%s: the body is %d bytes shorter than its Content-Length", self.describe(), self.left)
-            response.keep_alive = False
+            self.keep_alive = False
 
     def _send_file(self, wrapper: FileWrapper) -> None:
         """Send a file: by the kernel where it is a regular one and nothing encrypts, by reading elsewhere."""
@@ -237,9 +262,7 @@ class Exchange:
                 self.write(piece)
             return
         fd, offset, size = span
-        self._start(size)
-        response = self.response
-        assert response is not None
+        response = self.response or self._start(size)
         if response.chunked or not response.has_body:
             for piece in wrapper if response.has_body else ():
                 self._write(piece)
@@ -288,7 +311,7 @@ class Exchange:
         """RequestEnded has come through the application."""
         self.is_over = True
         if self.is_winding_up and self.response is not None:
-            self.response.keep_alive = False
+            self.keep_alive = False
             try:
                 self._finish_body()
             except ClientGone:

@@ -84,6 +84,8 @@ class Forwarding:
             raise ConfigError(f"forwarded_headers holds {unknown[0]!r}.", advice=f"It may hold {', '.join(KINDS)}.")
         self._allowed = allowed
         self._kinds = frozenset(kinds)
+        names = ["HTTP_FORWARDED"] if "forwarded" in kinds else [f"HTTP_X_FORWARDED_{kind.upper()}" for kind in kinds]
+        self._looked_for = dict.fromkeys(names).keys()
         self._is_host = is_host
 
     def apply(self, environ: Environ) -> None:
@@ -92,6 +94,8 @@ class Forwarding:
         Raises:
             Refused: The fields are malformed or contradict each other.
         """
+        if self._looked_for.isdisjoint(environ.keys()):
+            return
         words = self._rfc7239(environ) if "forwarded" in self._kinds else self._x_forwarded(environ)
         chain, scheme, host, port, prefix = words
         client = self._client(chain)

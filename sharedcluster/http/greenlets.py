@@ -34,18 +34,17 @@ class GreenletPool:
     def __init__(self, hub: greenlet, job_type: type[Job]) -> None:
         self._hub = hub
         self._job_type = job_type
-        self._parked: list[greenlet] = []
+        self.parked: list[greenlet] = []
+        """Whoever has a job pops one of these, or makes one, and switches to it with the job; in the hub only."""
 
-    def start(self, job: Job) -> None:
-        """Run `job` at once, until it ends or first waits. Called in the hub only."""
-        parked = self._parked
-        worker = parked.pop() if parked else greenlet(self._serve, self._hub)
-        worker.switch(job)
+    def make(self) -> greenlet:
+        """A greenlet that runs the job it is switched to with, until that ends or first waits."""
+        return greenlet(self._serve, self._hub)
 
     def _serve(self, job: Job) -> None:
         me = getcurrent()
         park = greenlet.switch
-        parked = self._parked
+        parked = self.parked
         hub = self._hub
         job_type = self._job_type
         while job.run():

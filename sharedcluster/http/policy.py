@@ -59,8 +59,8 @@ HOST_BAD = Rule("host-bad", 400, "RFC 9112 3.2; RFC 3986 3.2.2", "a Host that is
 HOST_DIFFERS = Rule("host-differs", 400, "RFC 9112 3.2.2", "an absolute target whose authority is not that of Host")
 EXPECT_UNKNOWN = Rule("expect-unknown", 417, "RFC 9110 10.1.1", "an expectation other than 100-continue")
 # The framing.
-LENGTH_BAD = Rule("length-bad", 400, "RFC 9110 8.6; RFC 9112 6.3", "a Content-Length that is not 1 to 19 ASCII digits, "
-                  "or has leading zeros, which some take for octal")  # fmt: skip
+LENGTH_BAD = Rule("length-bad", 400, "RFC 9110 8.6; RFC 9112 6.3", "a Content-Length that is not 1 to 19 ASCII "
+                  "digits, or has a leading zero, which some take for octal")  # fmt: skip
 LENGTH_AND_CODING = Rule("length-and-coding", 400, "RFC 9112 6.1, 6.3, 11.2", "Content-Length with Transfer-Encoding")
 CODING_IN_10 = Rule("coding-in-1.0", 400, "RFC 9112 6.1", "Transfer-Encoding in HTTP/1.0")
 CODING_BAD = Rule("coding-bad", 400, "RFC 9112 6.1, 7", "a Transfer-Encoding that is empty, malformed, or has "
@@ -68,12 +68,7 @@ CODING_BAD = Rule("coding-bad", 400, "RFC 9112 6.1, 7", "a Transfer-Encoding tha
 CODING_UNKNOWN = Rule("coding-unknown", 501, "RFC 9112 6.1", "a transfer coding other than `chunked`")
 CHUNK_BAD = Rule("chunk-bad", 400, "RFC 9112 7.1", "a chunk whose size is not 1 to 16 hex digits, whose extension "
                  "breaks the grammar, or whose data is not followed by CRLF")  # fmt: skip
-CHUNK_TOO_LARGE = Rule(
-    "chunk-too-large",
-    413,
-    "RFC 9112 7.1.1",
-    "chunk lines beyond 256 bytes each, 16 KiB per body",  # fmt: skip
-)
+CHUNK_TOO_LARGE = Rule("chunk-too-large", 413, "RFC 9112 7.1.1", "a chunk's line beyond 256 bytes, all beyond 16 KiB")
 TRAILER_BAD = Rule("trailer-bad", 400, "RFC 9110 6.5.1", "a trailer field that is malformed or has no place there")
 TRAILER_TOO_LARGE = Rule("trailer-too-large", 431, "RFC 6585 5", "trailers beyond limit_head or limit_fields")
 BODY_TOO_LARGE = Rule("body-too-large", 413, "RFC 9110 15.5.14", "a body beyond limit_body")

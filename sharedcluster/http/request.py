@@ -9,7 +9,7 @@ Laws:
 - One parser serves all connections, because it is fed whole heads only and never waits inside one. After any head that
   could leave it within a body, closed or upgraded, it is thrown away.
 - Nothing here waits, reads a clock or touches a socket.
-- A `Head` is never changed: a client that sends the same bytes again on its connection is served from the same `Head`.
+- What a `Head` says is never changed: a client that sends the same bytes again on its connection is served from it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import httptools
 from sharedcluster.http import policy
 from sharedcluster.http.forwarded import AllowList, Forwarding
 from sharedcluster.http.policy import Refused
+from sharedcluster.http.response import ResponseHead
 from sharedcluster.http.settings import Environ, HttpSettings
 
 DROP = ""
@@ -44,7 +45,16 @@ KNOWN_NAMES = 512
 class Head:
     """What the engine must know of a request: its environ (a template, to be copied) and its framing."""
 
-    __slots__ = ("environ", "expects_continue", "is_head", "is_http10", "keep_alive", "length", "upgrade")
+    __slots__ = (
+        "environ",
+        "expects_continue",
+        "is_head",
+        "is_http10",
+        "keep_alive",
+        "last_response",
+        "length",
+        "upgrade",
+    )
 
     def __init__(self, environ: Environ, length: int) -> None:
         self.environ = environ
@@ -54,6 +64,7 @@ class Head:
         self.keep_alive = True
         self.expects_continue = False
         self.upgrade = False
+        self.last_response: ResponseHead | None = None
 
 
 class HeadReader:
@@ -73,6 +84,7 @@ class HeadReader:
             self._forwarding = Forwarding(allowed, settings.forwarded_headers, self._is_host)
         self._keys: dict[str, str] = {}
         self._hosts: set[str] = set()
+        self._tokens: dict[object, tuple[bool, bool, bool]] = {}
         self._renew()
 
     def _renew(self) -> None:
@@ -100,12 +112,12 @@ class HeadReader:
             raise self.explain(head, str(error)) from None
         lines = text.split("\r\n")
         try:
-            return self._read_lines(lines, template)
+            return self._read_lines(lines, template, len(text) > self._limit_line)
         except Refused:
             self._renew()
             raise
 
-    def _read_lines(self, lines: list[str], template: Environ) -> Head:
+    def _read_lines(self, lines: list[str], template: Environ, is_long: bool) -> Head:
         """The hot path: everything that follows costs what it touches, so nothing is looked at twice."""
         rest = iter(lines)
         environ = template.copy()
@@ -123,7 +135,7 @@ class HeadReader:
             self._read_again(lines, environ)
         if len(lines) > self._limit_fields + 1:
             raise Refused(policy.TOO_MANY_FIELDS)
-        if len(lines) > 1 and max(map(len, lines)) > self._limit_line:
+        if is_long and max(map(len, lines)) > self._limit_line:
             raise Refused(policy.FIELD_TOO_LARGE)
         return self._frame(environ)
 
@@ -212,12 +224,13 @@ class HeadReader:
         length = self._body_length(get("CONTENT_LENGTH"), get("HTTP_TRANSFER_ENCODING"), is_http10)
         head = Head(environ, length)
         connection = get("HTTP_CONNECTION")
-        if length or connection is not None or is_http10 or authority is not None:
-            self._renew()  # llhttp may now be within a body, or have closed
+        if connection is not None or is_http10:
             head.is_http10 = is_http10
-            tokens = [token.strip(" \t") for token in str(connection or "").lower().split(",")]
-            head.keep_alive = "close" not in tokens and (not is_http10 or "keep-alive" in tokens)
-            head.upgrade = "upgrade" in tokens and not is_http10 and "HTTP_UPGRADE" in environ
+            closes, keeps, upgrades = self._tokens.get(connection) or self._read_connection(str(connection or ""))
+            head.keep_alive = not closes and (keeps or not is_http10)
+            head.upgrade = upgrades and not is_http10 and "HTTP_UPGRADE" in environ
+        if length or not head.keep_alive or is_http10 or head.upgrade:
+            self._renew()  # llhttp may now be within a body, or have closed
         expect = get("HTTP_EXPECT")
         if expect is not None and not is_http10:
             if str(expect).lower() != "100-continue":
@@ -226,6 +239,14 @@ class HeadReader:
         if self._forwarding is not None:
             self._forwarding.apply(environ)
         return head
+
+    def _read_connection(self, value: str) -> tuple[bool, bool, bool]:
+        """Whether `Connection` has the tokens close, keep-alive and upgrade."""
+        tokens = [token.strip(" \t") for token in value.lower().split(",")]
+        found = "close" in tokens, "keep-alive" in tokens, "upgrade" in tokens
+        if len(self._tokens) < KNOWN_NAMES and len(value) <= 64:
+            self._tokens[value] = found
+        return found
 
     def _body_length(self, length: object, coding: object, is_http10: bool) -> int:
         if coding is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from http import HTTPStatus
 
 from sharedcluster.errors import SharedClusterError
@@ -22,24 +22,16 @@ STATUS = re.compile(r"([1-9][0-9][0-9]) [\t \x21-\x7e\x80-\xff]*")
 NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 VALUE = re.compile(r"[\t \x21-\x7e\x80-\xff]*")
 
-KNOWN = 512
-"""How many statuses and field names are remembered as valid."""
+KNOWN = 1024
+"""How many statuses and fields are remembered as valid. When they are more they are forgotten, and learned anew."""
+SHORT = 256
+"""Characters of a field that is worth remembering."""
 
-PLAIN, LENGTH, CONNECTION, OURS, DATE = range(5)
-_KINDS = {
-    "content-length": LENGTH,
-    "connection": CONNECTION,
-    "transfer-encoding": OURS,
-    "keep-alive": OURS,
-    "te": OURS,
-    "trailer": OURS,
-    "upgrade": OURS,
-    "proxy-connection": OURS,
-    "date": DATE,
-}
+_OURS = frozenset({"transfer-encoding", "keep-alive", "te", "trailer", "upgrade", "proxy-connection"})
+_VOLATILE = frozenset({"set-cookie", "etag", "last-modified", "location", "expires", "date"})
 
 _statuses: dict[str, tuple[int, str]] = {}
-_names: dict[str, int] = {}
+_fields: dict[tuple[str, str], str | int | Special] = {}
 
 UNKNOWN_LENGTH = -1
 
@@ -49,50 +41,76 @@ class BadResponseError(SharedClusterError):
 
 
 class ResponseHead:
-    """The bytes of a head and what they promise about the body.
+    """The bytes of a head and what they promise about the body. Never changed, so that equal responses share one.
 
     `length` is the number of body bytes that must follow, or UNKNOWN_LENGTH; `chunked` says how those are framed;
-    `has_body` is false for HEAD, 1xx, 204 and 304.
+    `has_body` is false for HEAD, 1xx, 204 and 304; `source` is what it was made of.
     """
 
-    __slots__ = ("chunked", "code", "data", "has_body", "keep_alive", "length")
+    __slots__ = ("chunked", "code", "data", "has_body", "keep_alive", "length", "source")
 
-    def __init__(
-        self, data: bytes, code: int, length: int, *, chunked: bool, has_body: bool, keep_alive: bool
-    ) -> None:
+    def __init__(self, data: bytes, code: int, length: int, chunked: bool, has_body: bool, keep_alive: bool) -> None:
         self.data = data
         self.code = code
         self.length = length
         self.chunked = chunked
         self.has_body = has_body
         self.keep_alive = keep_alive
+        self.source: tuple[object, ...] = ()
+
+
+class Special:
+    """A field that says something to the server: whether it ends the connection, or is a date."""
+
+    __slots__ = ("closes", "line")
+
+    def __init__(self, line: str, *, closes: bool) -> None:
+        self.line = line
+        self.closes = closes
 
 
 def learn_status(status: str) -> tuple[int, str]:
     """Check a status line's text and return its code and the line up to the Date field."""
     if not isinstance(status, str) or STATUS.fullmatch(status) is None or status[0] == "1":
         raise BadResponseError(f"status {status!r} is no final status code and text")
-    entry = (int(status[:3]), f"HTTP/1.1 {status}\r\n")
-    if len(_statuses) < KNOWN:
-        _statuses[status] = entry
+    if len(_statuses) >= KNOWN:
+        _statuses.clear()
+    _statuses[status] = entry = (int(status[:3]), f"HTTP/1.1 {status}\r\n")
     return entry
 
 
-def learn_name(name: str) -> int:
-    """Check a field name and return what it means to the framing."""
+def learn_field(field: tuple[str, str]) -> str | int | Special:
+    """Check a field and return its line, a Content-Length as a number, or what else the framing must know.
+
+    Raises:
+        BadResponseError: The name is no token, or the value holds a byte no field may hold.
+    """
+    name, value = field
     if not isinstance(name, str) or NAME.fullmatch(name) is None:
         raise BadResponseError(f"field name {name!r} is no token")
-    kind = _KINDS.get(name.lower(), PLAIN)
-    if len(_names) < KNOWN:
-        _names[name] = kind
-    return kind
+    if not isinstance(value, str) or VALUE.fullmatch(value) is None:
+        raise BadResponseError(f"the value of {name} holds what no field may hold: {value!r}")
+    kind = name.lower()
+    entry: str | int | Special = f"{name}: {value}\r\n"
+    if kind == "content-length":
+        if not (value.isascii() and value.isdigit() and len(value) <= 19):
+            raise BadResponseError(f"Content-Length {value!r} is no number of bytes")
+        entry = int(value)
+    elif kind == "date":
+        entry = Special(f"{name}: {value}\r\n", closes=False)
+    elif kind == "connection" or kind in _OURS:
+        entry = Special("", closes=kind == "connection" and "close" in value.lower())
+    if kind not in _VOLATILE and len(name) + len(value) <= SHORT:
+        if len(_fields) >= KNOWN:
+            _fields.clear()
+        _fields[field] = entry
+    return entry
 
 
 def frame(
     status: str,
-    fields: Sequence[tuple[str, str]],
+    fields: Iterable[tuple[str, str]],
     standing: str,
-    *,
     keep_alive: bool,
     is_head: bool,
     is_http10: bool,
@@ -114,27 +132,24 @@ def frame(
     """
     code, text = _statuses.get(status) or learn_status(status)
     length = UNKNOWN_LENGTH
-    names = _names
-    has_date = False
-    for name, value in fields:
-        kind = names.get(name)
-        if kind is None:
-            kind = learn_name(name)
-        # isprintable is one C loop and true for nearly everything; the expression decides the rest.
-        if not isinstance(value, str) or (
-            not (value.isprintable() and value.isascii()) and VALUE.fullmatch(value) is None
-        ):
-            raise BadResponseError(f"the value of {name} holds what no field may hold: {value!r}")
-        if kind == PLAIN:
-            text += f"{name}: {value}\r\n"
-        elif kind == LENGTH:
-            length = _length(value, length)
-        elif kind == CONNECTION:
-            keep_alive = keep_alive and "close" not in value.lower()
-        elif kind == DATE:
-            has_date = True
-            text += f"{name}: {value}\r\n"
-    text += standing[standing.index("\n") + 1 :] if has_date else standing
+    known = _fields.get
+    for field in fields:
+        entry = known(field)
+        if entry is None:
+            entry = learn_field(field)
+        if type(entry) is str:
+            text += entry
+        elif type(entry) is int:
+            if length not in (UNKNOWN_LENGTH, entry):
+                raise BadResponseError("two Content-Lengths that differ")
+            length = entry
+        else:
+            assert type(entry) is Special
+            if entry.line:
+                text += entry.line
+                standing = standing[standing.index("\n") + 1 :]
+            keep_alive = keep_alive and not entry.closes
+    text += standing
     has_body = not is_head
     chunked = False
     if code == 204 or code == 304:
@@ -147,7 +162,7 @@ def frame(
         if length >= 0:
             text += f"Content-Length: {length}\r\n"
         elif not is_http10:
-            chunked = True
+            chunked = has_body
             text += "Transfer-Encoding: chunked\r\n"
         elif has_body:
             keep_alive = False
@@ -157,17 +172,7 @@ def frame(
         text += "Connection: keep-alive\r\n\r\n"
     else:
         text += "\r\n"
-    return ResponseHead(
-        text.encode("latin-1"), code, length, chunked=chunked and has_body, has_body=has_body, keep_alive=keep_alive
-    )
-
-
-def _length(value: str, before: int) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) <= 19):
-        raise BadResponseError(f"Content-Length {value!r} is no number of bytes")
-    if before not in (UNKNOWN_LENGTH, int(value)):
-        raise BadResponseError("two Content-Lengths that differ")
-    return int(value)
+    return ResponseHead(text.encode("latin-1"), code, length, chunked, has_body, keep_alive)
 
 
 def standing_fields(now: float, *, worker: str | None) -> str:

@@ -61,6 +61,8 @@ class Server:
         self.loop: Any = self.hub.loop
         self.wheel = Wheel()
         self.greenlets = GreenletPool(self.hub, Exchange)
+        self.parked = self.greenlets.parked
+        self.in_flight = 0
         self.counters = Counters()
         self.is_draining = False
         self.on_idle: Callable[[ReleasedConnection], None] | None = None
@@ -155,29 +157,25 @@ class Server:
         return len(self._connections)
 
     @property
-    def in_flight(self) -> int:
-        """Requests being served."""
-        return self.counters.in_flight
-
-    @property
     def requests(self) -> int:
         """Requests served since the start."""
         return self.counters.requests
 
     def stats(self) -> HttpStats:
         """All counters at once, for a heartbeat."""
-        return self.counters.picture(len(self._connections))
+        return self.counters.picture(len(self._connections), self.in_flight)
 
-    def release_idle(self) -> list[ReleasedConnection]:
+    def release_idle(self, most: int | None = None) -> list[ReleasedConnection]:
         """Let go of the connections that are between two requests, and return them; nothing of them is closed."""
-        released = [connection.release() for connection in list(self._connections) if connection.is_releasable]
+        idle = [connection for connection in self._connections if connection.is_releasable]
+        released = [connection.release() for connection in idle[:most]]
         self._check_drained()
         return released
 
-    def release_when_idle(self, take: Callable[[ReleasedConnection], None]) -> None:
+    def release_when_idle(self, take: Callable[[ReleasedConnection], None] | None) -> None:
         """From now on give each connection that falls idle to `take`, in the hub or in a request's greenlet.
 
-        With this a drain closes none: it needs no `Connection: close` while there is somebody to take them.
+        None ends it. With this a drain closes none: it needs no `Connection: close` while somebody takes them.
         """
         self.on_idle = take
 
@@ -224,7 +222,7 @@ class Server:
     def count(self, exchange: Exchange) -> None:
         """An exchange is over."""
         counters = self.counters
-        counters.in_flight -= 1
+        self.in_flight -= 1
         counters.requests += 1
         counters.bytes_out += exchange.bytes_out
         if exchange.response is not None:

@@ -5,6 +5,7 @@ Laws:
 1. It outlives every process of the cluster. A worker that finishes its last request after the primary was killed
    still finds its sessions.
 2. It never outlives the last of them: no process, no socket and no folder stays behind, whatever ended the cluster.
+   (If the keeper is killed with all the others, the next start removes the folder.)
 3. No signal that is meant for the cluster reaches it: not Ctrl+C, not a TERM to the process group or the cgroup.
 4. Nobody but its user can connect: a unix socket in a folder of mode 0700, and no TCP port.
 
@@ -25,7 +26,7 @@ The server gets TERM, INT, HUP and QUIT blocked, which survives exec; it has not
 from __future__ import annotations
 
 import contextlib
-import logging
+import fcntl
 import os
 import shutil
 import signal
@@ -35,8 +36,7 @@ from sharedcluster.redis_server.choice import RedisChoice
 from sharedcluster.redis_server.interview import readable
 from sharedcluster.redis_server.keeper import Keeper
 
-log = logging.getLogger("sharedcluster.redis")
-
+_FOLDER_PREFIX = "sharedcluster-redis-"
 _LONGEST_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on the BSDs
 
 
@@ -57,6 +57,7 @@ class PrivateRedis:
         self.lifeline_fd = -1
         self.keeper_pid = 0
         self._lifeline_end = -1  # the read end; the primary keeps it for the next keeper
+        self._lock = -1
         self._report = -1  # what the keeper says about the start; end-of-file says that it is gone
 
     @property
@@ -70,7 +71,7 @@ class PrivateRedis:
         Raises:
             RedisNeededError: It did not come up; the text has its last words.
         """
-        self.folder = _make_private_folder()
+        self.folder, self._lock = _make_private_folder()
         self._lifeline_end, self.lifeline_fd = os.pipe()
         try:
             self._fork_keeper(is_first=True)
@@ -150,11 +151,11 @@ class PrivateRedis:
         return os.read(self._report, 65536).decode("utf-8", "replace")
 
     def _forget(self) -> None:
-        for fd in (self.lifeline_fd, self._lifeline_end, self._report):
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for fd in (self.lifeline_fd, self._lifeline_end, self._report, self._lock):
             if fd >= 0:
                 os.close(fd)
-        self.lifeline_fd = self._lifeline_end = self._report = -1
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.lifeline_fd = self._lifeline_end = self._report = self._lock = -1
 
 
 def _did_not_start(choice: RedisChoice, words: str) -> RedisNeededError:
@@ -165,22 +166,47 @@ def _did_not_start(choice: RedisChoice, words: str) -> RedisNeededError:
     )
 
 
-def _make_private_folder() -> str:
-    """A new folder of mode 0700 whose path leaves room for a socket's name."""
-    name = f"sharedcluster-{os.urandom(6).hex()}"
+def _make_private_folder() -> tuple[str, int]:
+    """A new folder of mode 0700 whose path leaves room for a socket's name, and the descriptor that locks it."""
     errors = []
     for parent in dict.fromkeys((os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("TMPDIR"), "/tmp", "/var/tmp")):  # noqa: S108 - the folder in it is ours alone
-        if not parent or len(os.fsencode(f"{parent}/{name}/redis.sock")) > _LONGEST_SOCKET_PATH:
+        folder = os.path.abspath(f"{parent}/{_FOLDER_PREFIX}{os.urandom(6).hex()}")
+        if not parent or len(os.fsencode(f"{folder}/redis.sock")) > _LONGEST_SOCKET_PATH:
             continue
-        folder = os.path.join(os.path.abspath(parent), name)
         try:
             os.mkdir(folder, 0o700)
         except OSError as error:
             errors.append(f"{parent}: {(error.strerror or '').lower()}")
             continue
-        return folder
+        _sweep(parent)
+        lock = os.open(f"{folder}/lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return folder, lock
     raise RedisNeededError(
         "There is no folder for the private Redis.",
         fact="; ".join(errors),
         advice="Make /tmp writable, or set TMPDIR to a folder with a short path.",
     )
+
+
+def _sweep(parent: str) -> None:
+    """Remove our folders that a keeper could not remove, because it was killed with all the others.
+
+    A lock is inherited by fork and goes with its last holder. A folder without a lock file is being made just now.
+    """
+    for name in os.listdir(parent):
+        folder = os.path.join(parent, name)
+        if not name.startswith(_FOLDER_PREFIX):
+            continue
+        try:
+            lock = os.open(f"{folder}/lock", os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:  # being made, being removed, or another user's
+            continue
+        try:
+            if os.fstat(lock).st_uid == os.getuid():  # root can open anybody's
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(lock)

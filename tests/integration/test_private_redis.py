@@ -183,10 +183,15 @@ def test_it_holds_no_port_open(start: StartFunction) -> None:
     """The keeper closes the listeners it inherited: the port is free after the primary."""
     starter = start()
     starter.kill()
+
+    def can_be_bound() -> bool:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", starter.facts["port"]))
+            return True
+
+    wait_until(can_be_bound, "the worker has closed its copy, and the port is free")
     assert is_alive(starter.keeper)
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", starter.facts["port"]))
 
 
 def test_stop_ends_it_at_once(start: StartFunction) -> None:
@@ -255,6 +260,19 @@ def test_a_killed_keeper_takes_the_server_along_and_is_replaced(start: StartFunc
     assert starter.hear() is True
     wait_until(starter.answers, "the new server answers")
     [starter.keeper] = [child for child in psutil.Process(starter.process.pid).children() if child != starter.worker]
+
+
+def test_the_folder_of_a_cluster_that_was_killed_whole_is_swept(start: StartFunction) -> None:
+    """`kill -9` of every process at once leaves a folder; the next start removes it, and no folder of a living one."""
+    dead, living = start(), start()
+    for process in (dead.keeper, dead.worker, psutil.Process(dead.process.pid)):
+        process.kill()
+    dead.process.wait()
+    wait_until(lambda: not is_alive(dead.keeper), "all are dead")
+    assert dead.folder.exists()
+    start()
+    assert not dead.folder.exists()
+    assert living.answers()
 
 
 def test_a_program_of_the_app_does_not_hold_the_lifeline(start: StartFunction) -> None:
