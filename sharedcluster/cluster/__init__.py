@@ -54,7 +54,7 @@ class _Cluster(ModuleType):
 
     @worker.setter
     def worker(self, _module: ModuleType) -> None:
-        """The import system says so when it has loaded `cluster/worker.py`; that module is imported by its full name."""
+        """The import system says so when it has loaded `cluster/worker.py`, which is imported by its full name."""
 
     @property
     def scheduling_policy(self) -> Any:

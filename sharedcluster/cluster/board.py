@@ -25,7 +25,7 @@ STANDS_STILL: Final = 20_000_000
 class Board:
     """The whole memory; made in the primary before the first fork, mapped in every process forked from it.
 
-    A worker that is executed anew, and so inherits no memory, maps it by a descriptor (memfd_create(2)) of `SIZE` bytes.
+    A worker that is executed anew inherits no memory; it maps it by a descriptor (memfd_create(2)) of `SIZE` bytes.
     """
 
     SIZE: Final = ROWS * _CELLS * 8

@@ -205,8 +205,8 @@ class Listen:
 class Bound:
     """To a worker: connections of `listener` come from now on. Host and port are the real ones.
 
-    With `is_shared` the listening socket goes with the message, and the worker accepts for itself. `ticket_key` (hex) is
-    what all workers make TLS session tickets with.
+    With `is_shared` the listening socket goes with the message, and the worker accepts for itself. `ticket_key` (hex)
+    is what all workers make TLS session tickets with.
     """
 
     request: int

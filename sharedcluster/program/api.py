@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sharedcluster.errors import ConfigError
@@ -64,11 +63,6 @@ class WorkerOfRun:
 def describe_missing(name: str) -> str:
     """Why this process's `cluster` has no such name."""
     here = current()
-    if here.is_worker:
+    if here.worker is not None:
         return f"cluster.{name} is the primary's, and this is worker {here.worker.id}"
     return f"cluster has no {name!r}" + (" in the primary" if name == "listen" else "")
-
-
-def is_loaded() -> bool:
-    """Whether anybody has asked yet."""
-    return bool(_current) or "sharedcluster.program.primary" in sys.modules

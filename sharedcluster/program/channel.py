@@ -12,7 +12,7 @@ Laws:
 
 from __future__ import annotations
 
-import socket
+import _socket
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -22,6 +22,7 @@ from sharedcluster.log import logger
 from sharedcluster.program.frames import (
     MAX_PAYLOAD,
     MESSAGE,
+    NOTE,
     TAKEN,
     Frame,
     Garbage,
@@ -60,7 +61,7 @@ class Channel:
 
     def __init__(
         self,
-        end: socket.socket,
+        end: _socket.socket,
         loop: Loop,
         how: Serialization,
         on_message: Callable[[Any, Callable[[bool], None]], None],
@@ -79,6 +80,7 @@ class Channel:
         self._seq = 0
         self._callbacks: dict[int, OnSent] = {}
         self._is_writing = False
+        self._is_finishing = False
         self.is_open = True
         self.on_error: Callable[[Exception], object] = _log
         """Called with what went wrong with a message that was sent without a callback."""
@@ -97,7 +99,7 @@ class Channel:
             TypeError, ValueError: It cannot be written; nothing was sent.
             BufferError: More than `LIMIT` bytes are waiting; nothing was sent.
         """
-        if not self.is_open:
+        if not self.is_open or self._is_finishing:
             self._fail(callback, NotDeliveredError("the channel is closed"))
             return False
         payload = self._how.dumps(message)
@@ -110,7 +112,7 @@ class Channel:
         self._seq = (self._seq + 1) & 0xFFFFFFFF
         if callback is not None:
             self._callbacks[self._seq] = callback
-        self._put(Frame(MESSAGE, self._seq, payload))
+        self._put(Frame(NOTE if callback is None else MESSAGE, self._seq, payload))
         return self._waiting < HIGH_WATER
 
     def _put(self, frame: Frame) -> None:
@@ -141,11 +143,21 @@ class Channel:
         if self._is_writing:
             self._is_writing = False
             self._watch.writes(None)
+        self._finish_if_idle()
 
     @property
     def is_idle(self) -> bool:
-        """Whether everything that was sent has left this process."""
-        return not self._outbox
+        """Whether everything that was sent has left this process, and every answer has come."""
+        return not self._outbox and not self._callbacks
+
+    def finish(self) -> None:
+        """Close as soon as it is idle; nothing more can be sent."""
+        self._is_finishing = True
+        self._finish_if_idle()
+
+    def _finish_if_idle(self) -> None:
+        if self._is_finishing and self.is_open and self.is_idle:
+            self._loop.call_soon(self.close)  # not in the middle of somebody's handler
 
     # -- receiving -------------------------------------------------------------------------------------------------
 
@@ -181,7 +193,7 @@ class Channel:
             message = self._how.loads(frame.payload)
         except (ValueError, RecursionError) as error:
             logger.error("a message on the channel cannot be read, skipped: %s: %r", error, frame.payload[:80])
-            self._answer(frame.seq, False)
+            self._answer(frame, False)
             return
         size = len(frame.payload)
         self._untaken += size
@@ -192,13 +204,13 @@ class Channel:
             self._untaken -= size
             if self._untaken <= UNTAKEN_LIMIT:
                 self._watch.reads(self.is_open)
-            self._answer(frame.seq, by_somebody)
+            self._answer(frame, by_somebody)
 
         self._on_message(message, taken)
 
-    def _answer(self, seq: int, by_somebody: bool) -> None:
-        if self.is_open:
-            self._put(Frame(TAKEN, seq, b"\1" if by_somebody else b"\0"))
+    def _answer(self, frame: Frame, by_somebody: bool) -> None:
+        if self.is_open and (frame.kind == MESSAGE or not by_somebody):
+            self._put(Frame(TAKEN, frame.seq, b"\1" if by_somebody else b"\0"))
 
     def _answered(self, frame: Frame) -> None:
         callback = self._callbacks.pop(frame.seq, None)
@@ -207,6 +219,7 @@ class Channel:
                 self._loop.call_soon(callback, None)
         else:
             self._fail(callback, NotDeliveredError("nobody listens to messages on the other side"))
+        self._finish_if_idle()
 
     def _fail(self, callback: OnSent | None, error: Exception) -> None:
         if callback is not None:

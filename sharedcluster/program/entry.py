@@ -1,8 +1,8 @@
 """The first lines of a worker's process: `python entry.py SCRIPT ARGUMENTS...`, started by `cluster.fork()`.
 
 Node starts a worker as a fresh process that runs the same file again, and so does this. It is run by its path, so that
-it works wherever the package was imported from. Before the script's first line the process is patched for gevent, knows
-that it is a worker, and has forgotten it in `os.environ`: what the script starts is no worker.
+it works wherever the package was imported from. Before the script's first line the process is patched for gevent,
+knows that it is a worker, and has forgotten it in `os.environ`: what the script starts is no worker.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import atexit
 import importlib.util
 import os
 from contextlib import suppress
+from importlib.abc import InspectLoader
 from types import CodeType, ModuleType
 from typing import NoReturn
 
@@ -92,7 +93,7 @@ def _module(name: str) -> tuple[CodeType, ModuleType]:
             spec = importlib.util.find_spec(name + ".__main__")
     finally:
         del sys.path[0]
-    code = spec.loader.get_code(spec.name) if spec is not None and hasattr(spec.loader, "get_code") else None
+    code = spec.loader.get_code(spec.name) if spec and isinstance(spec.loader, InspectLoader) else None
     if spec is None or code is None:
         raise ImportError(f"No module named {name}")
     module = ModuleType("__main__")

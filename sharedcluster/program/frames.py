@@ -21,7 +21,10 @@ from sharedcluster.errors import ConfigError
 MAX_PAYLOAD: Final = 64 << 20
 """Bytes of one message; more belongs into a file, or into the shared state."""
 MESSAGE: Final = 1
-TAKEN: Final = 2
+"""A message whose sender wants to know when it has been taken."""
+NOTE: Final = 2
+"""A message whose sender wants to know only if it has not been taken."""
+TAKEN: Final = 3
 """The other side's handlers were called for message `seq` (payload 1), or there were none (payload 0)."""
 
 _MAGIC: Final = b"\xc5\x9d"
@@ -74,7 +77,7 @@ class Reader:
         buffer = self._buffer
         while len(buffer) >= _HEAD.size:
             magic, kind, seq, length = _HEAD.unpack_from(buffer)
-            if magic != _MAGIC or kind not in (MESSAGE, TAKEN) or length > MAX_PAYLOAD:
+            if magic != _MAGIC or kind not in (MESSAGE, NOTE, TAKEN) or length > MAX_PAYLOAD:
                 self._skip_to_next_head()
                 continue
             end = _HEAD.size + length

@@ -25,7 +25,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Final, Protocol
 
-from sharedcluster.errors import Bug
+from sharedcluster.errors import Bug, ConfigError
 from sharedcluster.log import logger
 
 Job = Callable[[], None]
@@ -421,7 +421,8 @@ def selector_loop() -> SelectorLoop:
     """The loop of a primary."""
     loop = current_loop()
     if not isinstance(loop, SelectorLoop):
-        raise RuntimeError(
-            "A primary is a plain process: do not patch it with gevent. Its workers are patched for you."
+        raise ConfigError(
+            "This process is patched by gevent, and a primary is a plain process.",
+            advice="Leave monkey.patch_all() out: workers are patched before the first line of your script.",
         )
     return loop

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NoReturn
 
 from sharedcluster import redis_server
@@ -42,6 +43,7 @@ from sharedcluster.program.channel import Channel
 from sharedcluster.program.emitter import Events
 from sharedcluster.program.frames import serialization
 from sharedcluster.program.loops import SelectorLoop, Timer, Watch, selector_loop
+from sharedcluster.program.output import Output
 from sharedcluster.program.policies import SCHED_NONE, SCHED_RR, policy
 from sharedcluster.program.role import VARIABLE, WorkerRole, as_variable
 from sharedcluster.program.servers import Servers
@@ -90,6 +92,7 @@ class PrimaryCluster(Events):
         self._redis: redis_server.PrivateRedis | None = None
         self._redis_url = ""
         self._watches: dict[int, Watch] = {}
+        self._outputs: dict[int, list[Output]] = {}
         self._ticket_key = os.urandom(80).hex()
         self._is_stopping = False
         self._departures: list[_Departure] = []
@@ -262,7 +265,8 @@ class PrimaryCluster(Events):
         loop.when_exited(worker.process, lambda code, signal: self._on_exit(worker, code, signal))
         for name, pipe in (("stdout", worker.process.stdout), ("stderr", worker.process.stderr)):
             if pipe is not None:
-                _Output(loop, worker, name, pipe.fileno())
+                output = Output(loop, pipe.fileno(), partial(worker.emit, name))
+                self._outputs.setdefault(worker.id, []).append(output)
 
     def _free_slot(self) -> int:
         taken = {worker.slot for worker in self.workers.values()}
@@ -386,6 +390,8 @@ class PrimaryCluster(Events):
         # connection must not be given to anybody else.
         self._read_wire(worker)
         worker.channel.read_rest()
+        for output in self._outputs.pop(worker.id, ()):
+            output.read_rest()
         worker.channel.close()  # a child of the worker may hold the other end
         self._wire_closed(worker)
         worker.handle.channel.close()
@@ -475,20 +481,3 @@ class _Departure:
         if self.is_told and not self._waiting:
             self._cluster._loop.hold(-1)
             self._cluster.departed(self)
-
-
-class _Output:
-    """What a silent worker writes, as events."""
-
-    def __init__(self, loop: SelectorLoop, worker: Worker, name: str, fd: int) -> None:
-        self._worker = worker
-        self._name = name
-        self._fd = fd
-        self._watch = loop.watch(fd, self._on_readable)
-
-    def _on_readable(self) -> None:
-        data = os.read(self._fd, 65536)
-        if data:
-            self._worker.emit(self._name, data)
-        else:
-            self._watch.close()

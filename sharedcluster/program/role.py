@@ -33,6 +33,7 @@ class ChildRole:
 
     messages_fd: int
     serialization: str
+    parent_pid: int
 
 
 def as_variable(role: WorkerRole | ChildRole) -> str:

@@ -140,7 +140,7 @@ class Servers:
         is_restless = False
         for served in self._by_index.values():
             served.hand_off.watch(now)
-            is_restless = is_restless or bool(served.listener.pending) or served.hand_off.is_paused
+            is_restless = is_restless or served.hand_off.is_waiting
         return is_restless
 
     # -- closing without loss --------------------------------------------------------------------------------------

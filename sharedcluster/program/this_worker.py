@@ -13,7 +13,6 @@ from __future__ import annotations
 import _socket
 import os
 import signal
-import socket
 import sys
 import time
 from collections import deque
@@ -91,8 +90,9 @@ class ThisWorker(Events):
         self._drain: tuple[float, bool] = (role.graceful_timeout, True)
         self._main: Any = gevent.getcurrent()
         self._row = Board(role.board_fd).row(role.row)
+        # The C class, not Python's: that one is gevent's in here, and would wait in the loop.
         self._wire = Wire(
-            MessageSocket(socket.socket(fileno=role.wire_fd)),
+            MessageSocket(_socket.socket(fileno=role.wire_fd)),
             {
                 NewConnection: self._on_connection,
                 Bound: self._on_bound,
@@ -103,7 +103,7 @@ class ThisWorker(Events):
             self._primary_gone,
         )
         self._channel = Channel(
-            socket.socket(fileno=role.messages_fd), self._loop, serialization(role.serialization),
+            _socket.socket(fileno=role.messages_fd), self._loop, serialization(role.serialization),
             self._on_message, self._on_channel_closed,
         )  # fmt: skip
         self._channel.on_error = self._on_send_error
@@ -476,7 +476,8 @@ class WorkerCluster:
             fd: A listening socket that the primary has open, by its number.
             backlog: Connections the kernel holds, and the bound of the primary's queue; the first worker's counts.
             max_connections: More than these are left to other workers, or wait in the primary.
-            certfile, keyfile: TLS, from PEM files; a session begun with one worker resumes with any other.
+            certfile: TLS, a PEM file; a session begun with one worker resumes with any other.
+            keyfile: Its key, if it is not in the same file.
             **http: Limits and times of the HTTP engine, see `HttpSettings`: keep_alive, limit_body, ...
 
         Raises:
