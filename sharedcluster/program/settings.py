@@ -52,7 +52,7 @@ NAMES: Final = tuple(field.name for field in fields(Settings))
 def defaults() -> Settings:
     """What this process was started with."""
     return Settings(
-        exec=_this_script(),
+        exec=_SCRIPT,
         args=tuple(sys.argv[1:]),
         exec_argv=tuple(subprocess._args_from_interpreter_flags()),  # type: ignore[attr-defined]
         scheduling_policy=policy(os.environ.get(POLICY_VARIABLE) or SCHED_RR),
@@ -66,6 +66,10 @@ def _this_script() -> str:
         return "-m " + str(spec.name).removesuffix(".__main__")
     path = getattr(main, "__file__", None)
     return str(Path(path).absolute()) if path else ""
+
+
+_SCRIPT: Final = _this_script()
+"""Found out early: at the script's end, when handlers still fork, `__main__` has forgotten its file."""
 
 
 def command(settings: Settings) -> list[str]:
