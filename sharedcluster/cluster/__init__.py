@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from sharedcluster.program.emitter import Observer
     from sharedcluster.program.loops import Timer
-    from sharedcluster.program.primary import ClusterStoppingError as ClusterStoppingError
     from sharedcluster.program.settings import Settings
     from sharedcluster.program.this_worker import Server, ThisWorker
     from sharedcluster.program.workers import Worker as Worker
@@ -72,10 +71,10 @@ class _Cluster(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         from sharedcluster.program import api
 
-        if name in ("Worker", "ClusterStoppingError"):
-            from sharedcluster.program import primary
+        if name == "Worker":
+            from sharedcluster.program.workers import Worker
 
-            return getattr(primary, name)
+            return Worker
         try:
             return getattr(api.current(), name)
         except AttributeError:

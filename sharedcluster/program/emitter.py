@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 from sharedcluster.cluster.events import Emitter
+from sharedcluster.errors import ClusterStoppingError
 from sharedcluster.log import logger
 
 Observer = Callable[..., Any]
@@ -64,4 +65,7 @@ class Events(Emitter):
 
 
 def _log_fault(event: str, error: BaseException) -> None:
+    if isinstance(error, ClusterStoppingError):
+        logger.debug("%s", error)  # the usual `on("exit", fork)`, on the way out
+        return
     logger.error("a handler of %r failed", event, exc_info=error)

@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final, Protocol
 
 from sharedcluster.errors import Bug, ConfigError
@@ -303,7 +303,8 @@ class SelectorLoop:
         if not self.is_held or self._is_running or self._was_left:
             return
         try:
-            if self._is_leaving:
+            # The interpreter leaves the exception that ended the script there, whatever excepthook is installed.
+            if getattr(sys, "last_value", None) is not None:
                 self._leave(at_once=False)
             self.run()
         except SystemExit as stop:
@@ -322,10 +323,6 @@ class SelectorLoop:
                 with suppress(Exception):
                     stream.flush()
             os._exit(self._exit_code)
-
-    def note_crash(self) -> None:
-        """The script ended by an exception."""
-        self._is_leaving = True
 
 
 class _Signals:
@@ -390,13 +387,6 @@ def _at_exit(loop: SelectorLoop) -> None:
     """Run the loop at the interpreter's exit. Exit handlers are called last in, first out."""
     atexit.register(loop.last_of_all)
     atexit.register(loop.at_exit)
-    previous = sys.excepthook
-
-    def note(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
-        loop.note_crash()
-        previous(kind, value, trace)
-
-    sys.excepthook = note
 
 
 # -- the loop of this process ------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from sharedcluster.cluster.messages import (
     Unlisten,
 )
 from sharedcluster.cluster.worker_handle import WorkerHandle, WorkerState
-from sharedcluster.errors import Bug, ConfigError
+from sharedcluster.errors import Bug, ClusterStoppingError, ConfigError
 from sharedcluster.log import logger
 from sharedcluster.program.channel import Channel
 from sharedcluster.program.emitter import Events
@@ -55,10 +55,6 @@ RESTLESS: Final = 0.05
 HANDSHAKE_GRACE: Final = 0.25
 """Seconds between refusing newcomers and closing the listeners: the time a handshake that has begun may take."""
 _LONG: Final = 60.0
-
-
-class ClusterStoppingError(RuntimeError):
-    """`fork` was called while the cluster goes; a handler that replaces workers needs no case for that."""
 
 
 def serve(*_arguments: object, **_options: object) -> NoReturn:

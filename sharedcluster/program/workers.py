@@ -121,13 +121,15 @@ class Worker(Events):
         return self
 
     def kill(self, signal: str | int = "SIGTERM") -> None:
-        """End it. TERM and INT ask it to go, as `disconnect` does; any other signal is sent as it is.
+        """End it: TERM, INT and HUP let it go, as `disconnect` does; QUIT cuts what is in flight; others are sent.
 
         Node's page says that `kill` disconnects first and its code has not done so since v16; here the page is right.
         """
         number = signals.Signals[signal] if isinstance(signal, str) else signals.Signals(signal)
-        if number in (signals.SIGTERM, signals.SIGINT):
+        if number in (signals.SIGTERM, signals.SIGINT, signals.SIGHUP):
             self.disconnect()
+        elif number is signals.SIGQUIT:
+            self.stop_now()
         else:
             self.signal(number)
 
