@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from sharedcluster.program.emitter import Observer
+    from sharedcluster.program.emitter import Observer, ObserverT
     from sharedcluster.program.loops import Timer
     from sharedcluster.program.settings import Settings
     from sharedcluster.program.this_worker import Server, ThisWorker
+    from sharedcluster.program.workers import ListeningAddress as ListeningAddress
     from sharedcluster.program.workers import Worker as Worker
 
     SCHED_RR: str
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     is_primary: bool
     is_worker: bool
     worker: ThisWorker
-    """The worker this process is; None in a primary, which is said less often than it is used."""
+    """None in a primary, where nobody should ask; so declared, every worker's code would have to."""
     workers: dict[int, Worker]
     settings: Settings
     scheduling_policy: str
@@ -36,7 +37,11 @@ if TYPE_CHECKING:
     def run() -> None: ...
     def call_later(seconds: float, job: Callable[..., object], *arguments: object) -> Timer: ...
     def serve(application: Any, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> Server: ...
-    def on(event: str, observer: Observer | None = None) -> Any: ...
+    @overload
+    def on(event: str, observer: ObserverT) -> ObserverT: ...
+    @overload
+    def on(event: str) -> Callable[[ObserverT], ObserverT]: ...
+    def on(event: str, observer: Any = None) -> Any: ...
     def once(event: str, observer: Observer) -> Observer: ...
     def off(event: str, observer: Observer) -> None: ...
 
@@ -71,10 +76,10 @@ class _Cluster(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         from sharedcluster.program import api
 
-        if name == "Worker":
-            from sharedcluster.program.workers import Worker
+        if name in ("Worker", "ListeningAddress"):
+            from sharedcluster.program import workers
 
-            return Worker
+            return getattr(workers, name)
         try:
             return getattr(api.current(), name)
         except AttributeError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from sharedcluster.cluster.events import Emitter
 from sharedcluster.errors import ClusterStoppingError
 from sharedcluster.log import logger
 
 Observer = Callable[..., Any]
+ObserverT = TypeVar("ObserverT", bound=Observer)
 
 
 class Events(Emitter):
@@ -22,10 +23,10 @@ class Events(Emitter):
         super().__init__(_log_fault)
 
     @overload
-    def on(self, event: str, observer: Observer) -> Observer: ...
+    def on(self, event: str, observer: ObserverT) -> ObserverT: ...
 
     @overload
-    def on(self, event: str) -> Callable[[Observer], Observer]: ...
+    def on(self, event: str) -> Callable[[ObserverT], ObserverT]: ...
 
     def on(self, event: str, observer: Observer | None = None) -> Any:
         """Call `observer` whenever `event` happens; without one this is a decorator.

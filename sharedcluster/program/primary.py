@@ -319,6 +319,8 @@ class PrimaryCluster(Events):
 
     def _on_listen(self, worker: Worker, message: Listen, _fd: int | None) -> None:
         handle = worker.handle
+        if handle.state is WorkerState.DRAINING:
+            return  # it was let go before it came so far; it leaves without the answer
         try:
             served = self._servers.listen(handle, message, self.scheduling_policy)
         except OSError as error:
@@ -330,8 +332,6 @@ class PrimaryCluster(Events):
             self._ticket_key,
         )  # fmt: skip
         handle.tell(bound, served.listener.socket.fileno() if served.is_shared else None)
-        if handle.state is WorkerState.DRAINING:
-            return
         handle.state = WorkerState.LISTENING
         if not served.is_shared:
             served.hand_off.enter(handle)
