@@ -6,7 +6,7 @@ APP ?= demo_app
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help run test lint types layers unit state integration test-slow setup setup-test clean
+.PHONY: help run test lint types layers unit state integration test-slow bench bench-quick setup setup-test clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,15 @@ integration: setup-test  ## real clusters
 
 test-slow: setup-test  ## storms, fuzzing, soak
 	$(BIN)/python -m pytest tests/slow -m slow
+
+bench:  ## the whole comparison with other servers; about half an hour
+	$(PYTHON) -m benchmarks install
+	.bench/venv/bin/python -m benchmarks run
+	.bench/venv/bin/python -m benchmarks micro
+
+bench-quick:  ## only the rows that have a bar; under three minutes, once the other servers are installed
+	$(PYTHON) -m benchmarks install
+	.bench/venv/bin/python -m benchmarks run --quick
 
 setup: .venv/.run-stamp
 setup-test: .venv/.test-stamp

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sharedcluster.version import VERSION
+
 if TYPE_CHECKING:
     from sharedcluster.flask import SharedCluster as SharedCluster
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["SharedCluster", "__version__"]
 
 

@@ -11,31 +11,38 @@ This file adapts; the rules are in `sharedcluster.state`.
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from flask import Flask, Request, Response, current_app, has_app_context, request
 from flask.sessions import SessionInterface, SessionMixin
 from werkzeug.http import dump_cookie, http_date
 
+from sharedcluster import readiness
 from sharedcluster.errors import ConfigError, RedisNeededError, StateUnavailableError
-from sharedcluster.flask_caching import HotPages, ViewCache
-from sharedcluster.state import SharedState, StateSettings
+from sharedcluster.flask_caching import ViewCache
+from sharedcluster.flask_pages import HotPages
+from sharedcluster.state import SharedState, StateSettings, process_id
 from sharedcluster.state.codec import Codec
 from sharedcluster.state.cookie import Cookie, CookieSigner
-from sharedcluster.state.session import Session, SessionLoader, SessionRecord
+from sharedcluster.state.primitives import Counter, Lock, LockLostError, RateLimit, RateLimitedError, SharedDict
+from sharedcluster.state.session import Session, SessionRecord
 from sharedcluster.state.sessions import CookieAction, SaveOutcome, SessionInfo, verify_first
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 log = logging.getLogger("sharedcluster")
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _OWN_KEYS = ("REDIS_URL", "NAMESPACE", "SESSIONS", "SESSION_ON_ERROR", "EARLY_CACHE")
 _SETTINGS = {f"SHAREDCLUSTER_{item.name.upper()}": item.name for item in fields(StateSettings)}
@@ -85,22 +92,27 @@ class AppState:
         self.name = app.name
         self.hot_pages = HotPages(app)
         self.starters: list[Callable[[SharedState], object]] = []  # run on each new SharedState: handlers, jobs
+        self.is_anonymous_without_redis = app.config.get("SHAREDCLUSTER_SESSION_ON_ERROR", "503") == "anonymous"
         self._state: SharedState | None = None
         self._pid = 0
         self._lock = threading.Lock()
         self._find_url: Callable[[], str] = lambda: find_redis_url(app)
         self._config = app.config
+        self.app_context = app.app_context
+        self.needs_secret_key: Callable[[], bool] = lambda: (
+            isinstance(app.session_interface, SharedSessionInterface) and not app.secret_key
+        )
 
     @property
     def state(self) -> SharedState:
         """This process's shared state, made on first use. After a fork the child makes its own."""
-        if self._state is None or self._pid != os.getpid():
+        if self._state is None or self._pid != process_id():
             return self._make()
         return self._state
 
     def _make(self) -> SharedState:
-        if self._pid != os.getpid():
-            self._pid, self._lock, self._state = os.getpid(), threading.Lock(), None
+        if self._pid != process_id():
+            self._pid, self._lock, self._state = process_id(), threading.Lock(), None
         with self._lock:
             if self._state is None:
                 given = {name: self._config[key] for key, name in _SETTINGS.items() if key in self._config}
@@ -108,20 +120,37 @@ class AppState:
                     given.setdefault("cache_timeout", self._config["CACHE_DEFAULT_TIMEOUT"])
                 namespace = self._config.get("SHAREDCLUSTER_NAMESPACE") or self.name
                 state = SharedState(self._find_url(), namespace, StateSettings(**given))
-                state.start()
                 self._state = state
+                state.start()
                 for starter in self.starters:
                     starter(state)
             return self._state
 
+    def is_of(self, state: SharedState) -> bool:
+        """True if this application uses that state."""
+        return self._state is state
+
+    def check(self) -> list[str]:
+        """What `sharedcluster run` asks before it serves: warnings, or an error that says what to do.
+
+        Raises:
+            ConfigError: Sessions are on and there is no SECRET_KEY.
+            RedisNeededError: Redis is not configured, does not answer, or refuses us.
+        """
+        if self.needs_secret_key():
+            raise NO_SECRET_KEY
+        return self.state.check()
+
     def add_starter(self, starter: Callable[[SharedState], object]) -> None:
         """Run `starter` with every state made from now on, and with the one that exists already."""
         self.starters.append(starter)
-        if self._state is not None and self._pid == os.getpid():
+        if self._state is not None and self._pid == process_id():
             starter(self._state)
 
 
 def _check_keys(app: Flask) -> None:
+    if app.config.get("SHAREDCLUSTER_SESSION_ON_ERROR", "503") not in ("503", "anonymous"):
+        raise ConfigError('SHAREDCLUSTER_SESSION_ON_ERROR is "503" or "anonymous".')
     known = [f"SHAREDCLUSTER_{key}" for key in _OWN_KEYS] + list(_SETTINGS)
     for key in app.config:
         if key.startswith("SHAREDCLUSTER_") and key not in known:
@@ -154,6 +183,7 @@ class SharedCluster:
         if app.config.get("SHAREDCLUSTER_SESSIONS", True):
             app.session_interface = SharedSessionInterface(own)
         app.register_error_handler(StateUnavailableError, _answer_unavailable)
+        app.register_error_handler(RateLimitedError, _answer_limited)
         own.hot_pages.install(app)
 
     def _app_state(self) -> AppState:
@@ -180,6 +210,10 @@ class SharedCluster:
 
     # -- messages --------------------------------------------------------------------------------------------------
 
+    def ready(self) -> None:
+        """Say that this worker may serve, where `wait_ready` waits for it; elsewhere it means nothing."""
+        readiness.say()
+
     def publish(self, channel: str, data: Any, history: int = 0) -> str | None:
         """Send a message to every worker and every stream; see `state.broadcast.Broadcast.publish`."""
         position = self.state.broadcast.publish(channel, data, history)
@@ -189,7 +223,7 @@ class SharedCluster:
         """Call the decorated function in every worker with each message of a channel."""
 
         def register(listener: Callable[[Any], object]) -> Callable[[Any], object]:
-            self._add_starter(lambda state: state.broadcast.on(channel)(listener))
+            self._add_starter(lambda state: state.broadcast.on(channel)(self._in_context(state, listener)))
             return listener
 
         return register
@@ -201,16 +235,71 @@ class SharedCluster:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return Response(body, mimetype="text/event-stream", headers=headers)
 
+    # -- primitives ------------------------------------------------------------------------------------------------
+
+    def lock(self, name: str, *, timeout: float = 10.0, wait: float | None = 10.0) -> Lock:
+        """At most one holder in the cluster; see `state.primitives.Lock`."""
+        return self.state.lock(name, timeout=timeout, wait=wait)
+
+    def counter(self, name: str) -> Counter:
+        """A number all workers add to; see `state.primitives.Counter`."""
+        return self.state.counter(name)
+
+    def dict(self, name: str) -> SharedDict:
+        """A dict all workers see; see `state.primitives.SharedDict`."""
+        return self.state.dict(name)
+
+    def rate_limit(self, name: str, limit: int, per: float) -> RateLimit:
+        """At most `limit` events per `per` seconds in the cluster; see `state.primitives.RateLimit`."""
+        return self.state.rate_limit(name, limit, per)
+
+    @property
+    def is_leader(self) -> bool:
+        """True in exactly one worker of the cluster."""
+        return self.state.leader.is_leader
+
+    def every(self, seconds: float, name: str = "") -> Callable[[Callable[[], object]], Callable[[], object]]:
+        """Run the decorated function every so many seconds, on one worker of the cluster; at most once per tick.
+
+        It runs in an application context. Register it where the application is made, so that every worker knows it.
+        """
+
+        def register(job: Callable[[], object]) -> Callable[[], object]:
+            job_name = name or f"{job.__module__}.{job.__qualname__}"
+            self._add_starter(lambda state: state.schedule.every(seconds, job_name, self._in_context(state, job)))
+            return job
+
+        return register
+
+    def _in_context(self, state: SharedState, function: Callable[..., object]) -> Callable[..., object]:
+        """The function, run with the application whose shared state this is."""
+
+        def run(*args: Any) -> object:
+            for own in self._states:
+                if own.is_of(state):
+                    with own.app_context():
+                        return function(*args)
+            return function(*args)
+
+        return run
+
     def _add_starter(self, starter: Callable[[SharedState], object]) -> None:
         self._starters.append(starter)
         for own in self._states:
             own.add_starter(starter)
 
 
+def _answer_limited(error: RateLimitedError) -> Response:
+    headers = {} if error.retry_after == float("inf") else {"Retry-After": str(math.ceil(error.retry_after))}
+    return Response("Too many requests. Try again later.\n", 429, headers, mimetype="text/plain")
+
+
 def _answer_unavailable(error: StateUnavailableError) -> Response:
     log.warning("answered 503: %s", error)
     headers = {"Retry-After": str(max(1, round(error.retry_after)))}
-    return Response("The shared state is not available at the moment. Try again soon.\n", 503, headers, "text/plain")
+    return Response(
+        "The shared state is not available at the moment. Try again soon.\n", 503, headers, mimetype="text/plain"
+    )
 
 
 # -- sessions ---------------------------------------------------------------------------------------------------------
@@ -219,22 +308,59 @@ def _answer_unavailable(error: StateUnavailableError) -> Response:
 class SharedSession(Session, SessionMixin):
     """`flask.session`: Flask's own interface on a session that lives in Redis."""
 
+    serial_lock: Lock | None = None
+    accesses = 0  # how often the request context has handed it out
+
+    @property
+    def accessed(self) -> bool:
+        """True if the request has looked at it; Flask then adds Vary: Cookie."""
+        return self.accesses > 0
+
+    @accessed.setter
+    def accessed(self, value: bool) -> None:
+        self.accesses = self.accesses + 1 if value else 0
+
+    def end_serial(self) -> None:
+        """Let the next request of this session in; see `Sessions.serialize`."""
+        lock, self.serial_lock = self.serial_lock, None
+        if lock is not None:
+            with suppress(LockLostError):
+                lock.release()
+
     modified = Session.modified  # SessionMixin declares attributes, ours are properties
     new = Session.new
 
 
-class _Loader(SessionLoader):
-    """Finds the store on first use, so that an application can be made where there is no Redis."""
+class _RequestSource:
+    """A request's session source; finds Redis on first use, so that an application can be made where there is none."""
 
-    def __init__(self, own: AppState) -> None:
-        self._own = own
+    __slots__ = ("_app", "_environ", "_interface")
+
+    def __init__(self, interface: SharedSessionInterface, app: Flask, environ: WSGIEnvironment) -> None:
+        self._interface = interface
+        self._app = app
+        self._environ = environ
 
     @property
-    def codec(self) -> Codec:  # type: ignore[override]
-        return self._own.state.sessions.codec
+    def codec(self) -> Codec:
+        return self._interface.own.state.sessions.codec
 
-    def load(self, read_cookie: Callable[[], Cookie | None]) -> tuple[Cookie | None, SessionRecord | None]:
-        return self._own.state.sessions.load(read_cookie)
+    @property
+    def idle(self) -> float:
+        return self._app.permanent_session_lifetime.total_seconds()
+
+    def fetch(self, *, fresh: bool = False) -> tuple[Cookie | None, SessionRecord | None]:
+        interface, app = self._interface, self._app
+        values = read_cookies(self._environ, app.config["SESSION_COOKIE_NAME"])
+        cookie = verify_first(interface.signer_of(app), values)
+        if cookie is None:
+            return None, None
+        try:
+            return cookie, interface.own.state.sessions.load(cookie, self.idle, fresh=fresh)
+        except StateUnavailableError:
+            if not interface.own.is_anonymous_without_redis:
+                raise
+            return None, None
 
 
 def read_cookies(environ: WSGIEnvironment, name: str) -> Iterator[str]:
@@ -251,10 +377,10 @@ class SharedSessionInterface(SessionInterface):
     session_class = SharedSession
 
     def __init__(self, own: AppState) -> None:
-        self._own = own
-        self._loader = _Loader(own)
+        self.own = own
+        self._has_told = False
         self._signer: CookieSigner | None = None
-        self._signer_keys: list[Any] = []
+        self._signer_keys: tuple[Any, Any] = (None, None)
         self._cookie_facts: tuple[Any, ...] = ()
         self._cookie_parts = ("", "")
         self._expires: tuple[int, str] = (0, "")
@@ -262,17 +388,18 @@ class SharedSessionInterface(SessionInterface):
     def open_session(self, app: Flask, request: Request) -> SharedSession | None:
         """A session that is not loaded yet; None, as Flask wants it, without a SECRET_KEY."""
         if not app.secret_key:
-            log.error("%s", NO_SECRET_KEY)
+            if not self._has_told:
+                self._has_told = True
+                log.error("%s", NO_SECRET_KEY)
             return None
-        environ = request.environ
-        name = app.config["SESSION_COOKIE_NAME"]
-        signer = self._signer_of(app)
-        return self.session_class(self._loader, lambda: verify_first(signer, read_cookies(environ, name)))
+        return self.session_class(_RequestSource(self, app, request.environ))
 
-    def _signer_of(self, app: Flask) -> CookieSigner:
-        keys = [app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())]
-        if self._signer is None or keys != self._signer_keys:
-            self._signer, self._signer_keys = CookieSigner([key for key in keys if key]), keys
+    def signer_of(self, app: Flask) -> CookieSigner:
+        """The signer for the application's present keys."""
+        key, fallbacks = app.secret_key, app.config.get("SECRET_KEY_FALLBACKS")
+        if self._signer is None or (key, fallbacks) != self._signer_keys:
+            given = [each for each in (key, *(fallbacks or ())) if each]
+            self._signer, self._signer_keys = CookieSigner(given), (key, fallbacks)
         return self._signer
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
@@ -283,15 +410,17 @@ class SharedSessionInterface(SessionInterface):
         if not session._is_loaded:
             return
         try:
-            outcome = self._own.state.sessions.save(
+            outcome = self.own.state.sessions.save(
                 session,
-                self._signer_of(app),
-                idle=app.permanent_session_lifetime.total_seconds(),
+                self.signer_of(app),
                 refresh=app.config["SESSION_REFRESH_EACH_REQUEST"],
             )
         except StateUnavailableError as error:
-            _become(response, _answer_unavailable(error))
+            if not self.own.is_anonymous_without_redis:
+                _become(response, _answer_unavailable(error))
             return
+        finally:
+            session.end_serial()
         if outcome.action is not CookieAction.KEEP:
             response.headers.add("Set-Cookie", self._cookie_header(app, session, outcome))
 
@@ -340,7 +469,7 @@ def _vary_by_cookie(response: Response) -> None:
     if "Vary" in response.headers:
         response.vary.add("Cookie")
     else:
-        response.headers["Vary"] = "Cookie"
+        response.headers.add("Vary", "Cookie")
 
 
 def _become(response: Response, other: Response) -> None:
@@ -372,6 +501,38 @@ class Sessions:
     def rotate(self) -> None:
         """Give this session a new id; do it whenever somebody logs in."""
         self._current().rotate()
+
+    def serialize(self, wait: float = 10.0, timeout: float = 30.0) -> Callable[[F], F]:
+        """Let requests of one session that reach the decorated view go one after another.
+
+        For what must be read, decided and written without anybody in between; without it parallel requests lose
+        nothing they write to different keys. It wraps the view function, under `@app.route`.
+
+        Args:
+            wait: Seconds a request waits for the one before it; then LockTimeoutError.
+            timeout: Seconds after which the lock of a worker that died is free.
+        """
+
+        def decorate(view: F) -> F:
+            @functools.wraps(view)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                session = self._current()
+                if session.sid is not None and session.serial_lock is None:
+                    name = f"session:{Cookie(session.sid, 0, 0).name}"
+                    lock = self._extension.state.lock(name, timeout=timeout, wait=wait)
+                    lock.__enter__()
+                    session.serial_lock = lock
+                    session.reload()
+                try:
+                    return view(*args, **kwargs)
+                except BaseException:
+                    session.end_serial()
+                    raise
+
+            wrapped: Any = wrapper
+            return cast(F, wrapped)
+
+        return decorate
 
     def bind_user(self, user: object) -> None:
         """Note whose session this is, so that it can be listed and revoked."""

@@ -1,4 +1,4 @@
-"""`shared.cache` with what needs a request: cached views, and cached pages answered before Flask builds a request.
+"""`shared.cache` with what needs a request: cached views and functions.
 
 The names and meanings are Flask-Caching's where it has them.
 """
@@ -6,28 +6,28 @@ The names and meanings are Flask-Caching's where it has them.
 from __future__ import annotations
 
 import functools
+import logging
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlencode
 
-from flask import Flask, current_app, has_request_context, request
-from flask.signals import request_finished, request_started
+from flask import Flask, copy_current_request_context, current_app, has_request_context, request
+from flask import session as current_session
 from werkzeug.wrappers import Response
 
+from sharedcluster.errors import ConfigError
+from sharedcluster.flask_pages import HotPages
 from sharedcluster.state import SharedState
-from sharedcluster.state.cache import Cache, CacheEntry
+from sharedcluster.state.cache import Cache
+from sharedcluster.state.memo import call_key, function_name
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+log = logging.getLogger("sharedcluster")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _RESPONSE = " response"  # names a stored Response; starts like a codec's tag so that no application's dict does
-_HOT_LIMIT = 1000
-_MISSING = object()
 
 
 class Owner(Protocol):
@@ -113,6 +113,9 @@ class ViewCache:
     ) -> Callable[[F], F]:
         """Cache what a view returns, by the path it is asked for; or a function's value under a fixed key.
 
+        A view that looks at the session is not cached under its path alone, because everybody would get the page of
+        whoever came first: give it a `make_cache_key` or a function as `key_prefix` that tells users apart.
+
         Args:
             timeout: Seconds it is fresh (None: CACHE_DEFAULT_TIMEOUT, 0: for ever).
             key_prefix: ``%s`` in it becomes the request's path; without it, it is the key; or a function for it.
@@ -125,48 +128,191 @@ class ViewCache:
             tags: For `invalidate_tag`.
             stale: Seconds after `timeout` for which the value is served on while one worker computes it anew.
         """
-        tags = tuple(tags)
-        conditions = (unless, forced_update, response_filter, make_cache_key)
-        is_plain = isinstance(key_prefix, str) and not any(condition is not None for condition in conditions)
+        tells_users_apart = make_cache_key is not None or callable(key_prefix)
+        policy = _Policy(
+            timeout, unless, forced_update, response_filter, cache_none, tuple(tags), stale, not tells_users_apart
+        )
+        may_be_hot = not tells_users_apart and unless is forced_update is response_filter is None
+
+        def make_key(*args: Any, **kwargs: Any) -> str:
+            if make_cache_key is not None:
+                return make_cache_key(*args, **kwargs)
+            prefix = key_prefix() if callable(key_prefix) else key_prefix
+            key = prefix.replace("%s", request.path) if "%s" in prefix else prefix
+            if query_string and has_request_context():
+                key += "?" + urlencode(sorted(request.args.items(multi=True)))
+            return key
 
         def decorate(function: F) -> F:
-            def make_key(*args: Any, **kwargs: Any) -> str:
-                if make_cache_key is not None:
-                    return make_cache_key(*args, **kwargs)
-                prefix = key_prefix() if callable(key_prefix) else key_prefix
-                key = prefix.replace("%s", request.path) if "%s" in prefix else prefix
-                if query_string and has_request_context():
-                    key += "?" + "&".join(sorted(f"{k}={v}" for k, v in request.args.items(multi=True)))
-                return key
-
-            def keep(value: Any) -> bool:
-                if value is None and not cache_none:
-                    return False
-                return response_filter is None or bool(response_filter(_unpack(value)))
-
             @functools.wraps(function)
             def wrapper(*args: Any, **kwargs: Any) -> Any:
                 if unless is not None and unless():
                     return function(*args, **kwargs)
                 own, key = self._owner(), make_key(*args, **kwargs)
-                cache = own.state.cache
-                if forced_update is True or (callable(forced_update) and forced_update()):
-                    value = _pack(function(*args, **kwargs))
-                    if keep(value):
-                        cache.set(key, value, timeout, tags=tags)
-                    return _unpack(value)
-                compute = _bind_context(lambda: _pack(function(*args, **kwargs)))
-                value = cache.get_or_compute(key, compute, timeout, tags=tags, stale=stale, keep=keep)
-                if is_plain and has_request_context():
-                    own.hot_pages.offer(wrapper, cache, key)
-                return _unpack(value)
+                value = _answer(own.state.cache, key, policy, function, lambda: function(*args, **kwargs))
+                if may_be_hot and has_request_context():
+                    own.hot_pages.offer(wrapper, own.state.cache, key)
+                return value
 
-            wrapper.uncached = function  # type: ignore[attr-defined]
-            wrapper.make_cache_key = make_key  # type: ignore[attr-defined]
-            wrapper.cache_timeout = timeout  # type: ignore[attr-defined]
-            return wrapper  # type: ignore[return-value]
+            return _decorated(wrapper, function, make_key, timeout)
 
         return decorate
+
+    def memoize(
+        self,
+        timeout: float | None = None,
+        make_name: Callable[[str], str] | None = None,
+        unless: Callable[..., bool] | None = None,
+        forced_update: Callable[..., bool] | bool | None = None,
+        response_filter: Callable[[Any], bool] | None = None,
+        cache_none: bool = False,
+        args_to_ignore: Iterable[str] = (),
+        *,
+        tags: Iterable[str] = (),
+        stale: float = 0.0,
+    ) -> Callable[[F], F]:
+        """Cache a function's value by its arguments; for the rest see `cached`.
+
+        Args:
+            timeout: Seconds a value is fresh.
+            make_name: Gets the function's name and makes the one that is used.
+            unless: True bypasses the cache.
+            forced_update: True, or a function whose truth makes the value be computed anew.
+            response_filter: Called with the value; false keeps it out of the cache.
+            cache_none: Whether None is kept.
+            args_to_ignore: Parameters that do not matter for the key.
+            tags: For `invalidate_tag`.
+            stale: Seconds after `timeout` for which the value is served on while one worker computes it anew.
+
+        An argument that is an object of your own needs a method `__cache_key__`; it is never told apart by its `repr`.
+        """
+        ignore, given_tags = frozenset(args_to_ignore), tuple(tags)
+
+        def decorate(function: F) -> F:
+            name = make_name(function_name(function)) if make_name else function_name(function)
+            all_tags = (_function_tag(name), *given_tags)
+            policy = _Policy(timeout, unless, forced_update, response_filter, cache_none, all_tags, stale, False)
+
+            def make_key(*args: Any, **kwargs: Any) -> str:
+                key = call_key(function, args, kwargs, ignore=ignore)
+                return f"{name}|{key}" if make_name else key
+
+            @functools.wraps(function)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                if unless is not None and unless():
+                    return function(*args, **kwargs)
+                cache, key = self._owner().state.cache, make_key(*args, **kwargs)
+                return _answer(cache, key, policy, function, lambda: function(*args, **kwargs))
+
+            wrapper.function_tag = _function_tag(name)  # type: ignore[attr-defined]
+            return _decorated(wrapper, function, make_key, timeout)
+
+        return decorate
+
+    def delete_memoized(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+        """Forget what a memoized function returned: for these arguments, or without any for all.
+
+        For a method give the class or the object as the first argument.
+        """
+        make_key = getattr(function, "make_cache_key", None)
+        if make_key is None:
+            raise TypeError(f"{function_name(function)} is not memoized")
+        if args or kwargs:
+            return bool(self.shared.delete_many(make_key(*args, **kwargs)))
+        return self.shared.invalidate_tag(function.function_tag)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, slots=True)
+class _Policy:
+    """What the arguments of `cached` or `memoize` say."""
+
+    timeout: float | None
+    unless: Callable[..., bool] | None
+    forced_update: Callable[..., bool] | bool | None
+    response_filter: Callable[[Any], bool] | None
+    cache_none: bool
+    tags: tuple[str, ...]
+    stale: float
+    refuses_sessions: bool
+
+    def keeps(self, value: Any) -> bool:
+        """Whether a computed value is to be stored."""
+        if value is None and not self.cache_none:
+            return False
+        return self.response_filter is None or bool(self.response_filter(_unpack(value)))
+
+    def is_forced(self) -> bool:
+        """Whether the value is to be computed anew in any case."""
+        return self.forced_update is True or (callable(self.forced_update) and bool(self.forced_update()))
+
+
+def _answer(cache: Cache, key: str, policy: _Policy, function: Callable[..., Any], call: Callable[[], Any]) -> Any:
+    """The function's value, from the cache or computed."""
+    watch = _SessionWatch(function) if policy.refuses_sessions and has_request_context() else None
+    if watch is not None and watch.is_known:
+        return call()  # nothing of it is shared, so nobody has to wait for anybody
+
+    def compute() -> Any:
+        return _pack(call() if watch is None else watch.run(call))
+
+    def keeps(value: Any) -> bool:
+        return not (watch is not None and watch.was_touched) and policy.keeps(value)
+
+    if policy.is_forced():
+        value = compute()
+        if keeps(value):
+            cache.set(key, value, policy.timeout, tags=policy.tags)
+    else:
+        bound = _bind_context(compute)
+        value = cache.get_or_compute(key, bound, policy.timeout, tags=policy.tags, stale=policy.stale, keep=keeps)
+    return _unpack(value)
+
+
+class _SessionWatch:
+    """Sees whether a view looks at the session while it makes a page that is meant for everybody."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.was_touched = False
+        self._name = function_name(function)
+
+    @property
+    def is_known(self) -> bool:
+        """True if this view has looked at a session before."""
+        return self._name in _TOLD
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        session: Any = current_session._get_current_object()  # type: ignore[attr-defined]
+        before = getattr(session, "accesses", 1) - 1  # this very look does not count
+        session.accessed = False
+        try:
+            return call()
+        finally:
+            if session.accessed:
+                self.was_touched = True
+                if self._name not in _TOLD:
+                    _TOLD.add(self._name)
+                    log.warning(
+                        "%s looks at the session, so it is not cached: everybody would get the page of whoever came"
+                        " first. Give `cached` a make_cache_key that tells users apart.",
+                        self._name,
+                    )
+            session.accessed = session.accessed or before > 0
+
+
+_TOLD: set[str] = set()
+
+
+def _function_tag(name: str) -> str:
+    return f"f:{name}"
+
+
+def _decorated(wrapper: Any, function: F, make_key: Callable[..., str], timeout: float | None) -> F:
+    """The names Flask-Caching gives to what hangs on a cached function."""
+    wrapper.uncached = function
+    wrapper.make_cache_key = make_key
+    wrapper.cache_timeout = timeout
+    decorated: F = wrapper
+    return decorated
 
 
 def _bind_context(compute: Callable[[], Any]) -> Callable[[], Any]:
@@ -174,8 +320,6 @@ def _bind_context(compute: Callable[[], Any]) -> Callable[[], Any]:
     if not has_request_context():
         return compute
     home = threading.get_ident()
-    from flask import copy_current_request_context
-
     elsewhere = copy_current_request_context(compute)
     return lambda: compute() if threading.get_ident() == home else elsewhere()
 
@@ -195,122 +339,74 @@ def _unpack(value: Any) -> Any:
     return value
 
 
-# -- pages answered before Flask builds a request ---------------------------------------------------------------------
+class ClusterCache:
+    """The shared cache for Flask-Caching itself: CACHE_TYPE = "sharedcluster.flask_caching.ClusterCache".
 
-
-@dataclass(frozen=True, slots=True)
-class _HotPage:
-    """A finished answer, good for as long as the near cache still holds the very entry it was made from."""
-
-    name: str
-    entry: CacheEntry
-    status: str
-    headers: list[tuple[str, str]]
-    body: bytes
-
-
-class HotPages:
-    """A WSGI wrapper that answers hot pages itself: Flask's own dispatch is most of what a cached view costs.
-
-    It answers only what Flask would have answered with the same bytes: GET, the same host, path and query, the near
-    entry unchanged and fresh, the view function being the cached one itself (no login check around it), no hooks in
-    the application or its blueprints, no receivers of request signals, no middleware inside us, and an answer that neither
-    sets a cookie nor varies.
+    For code that keeps Flask-Caching's own decorators. Values are what a session may hold too, and whole responses;
+    there is no pickle. The application needs `SharedCluster(app)` before `Cache(app)`.
     """
 
-    def __init__(self, app: Flask) -> None:
-        self._app = app
-        self._inner: WSGIApplication = app.wsgi_app
-        self._pages: OrderedDict[tuple[str, ...], _HotPage] = OrderedDict()
-        self._cache: Cache | None = None
-        self.hits = 0
-        self._is_plain = getattr(app.wsgi_app, "__func__", None) is Flask.wsgi_app and all(
-            getattr(type(app), name) is getattr(Flask, name)
-            for name in ("full_dispatch_request", "dispatch_request", "preprocess_request", "process_response")
-        )
+    def __init__(self, app: Flask, config: Mapping[str, Any], args: list[Any], options: Mapping[str, Any]) -> None:
+        if "sharedcluster" not in app.extensions:
+            raise ConfigError(
+                "CACHE_TYPE names the shared cache, and the application has none.",
+                advice="Call SharedCluster(app) first.",
+            )
+        self.default_timeout = int(options.get("default_timeout") or 300)
+        self.key_prefix = str(config.get("CACHE_KEY_PREFIX") or "")
+        self.ignore_errors = bool(config.get("CACHE_IGNORE_ERRORS"))
+        self._owner: Owner = app.extensions["sharedcluster"]
 
-    def install(self, app: Flask) -> None:
-        """Wrap the application, unless that could never help or was forbidden by SHAREDCLUSTER_EARLY_CACHE=False."""
-        if self._is_plain and app.config.get("SHAREDCLUSTER_EARLY_CACHE", True):
-            app.wsgi_app = self  # type: ignore[method-assign]
+    @property
+    def _shared(self) -> Cache:
+        return self._owner.state.cache
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer a hot page, or let Flask answer and see whether the page becomes hot."""
-        if self._pages and environ["REQUEST_METHOD"] == "GET":
-            page = self._pages.get(_page_key(environ))
-            if page is not None and self._is_current(page):
-                self.hits += 1
-                start_response(page.status, list(page.headers))
-                return [page.body]
-        if environ["REQUEST_METHOD"] != "GET":
-            return self._inner(environ, start_response)
-        return self._watch(environ, start_response)
+    def _timeout(self, timeout: float | None) -> float:
+        return self.default_timeout if timeout is None else timeout
 
-    def _is_current(self, page: _HotPage) -> bool:
-        cache = self._cache
-        if cache is None:
-            return False
-        near = cache.near.get(page.name)
-        # A page that is about to become stale goes the long way, where early refresh is decided.
-        return near is not None and near.value is page.entry and page.entry.fresh_until - time.monotonic() > 1.0
+    def get(self, key: str) -> Any:
+        """The value or None."""
+        return _unpack(self._shared.get(self.key_prefix + key))
 
-    def _watch(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        started: list[Any] = []
+    def get_many(self, *keys: str) -> list[Any]:
+        """The values in order."""
+        return [_unpack(value) for value in self._shared.get_many(*(self.key_prefix + key for key in keys))]
 
-        def remember(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
-            started[:] = [status, headers]
-            return start_response(status, headers, exc_info) if exc_info else start_response(status, headers)
+    def get_dict(self, *keys: str) -> dict[str, Any]:
+        """The values by key."""
+        return dict(zip(keys, self.get_many(*keys), strict=True))
 
-        body = self._inner(environ, remember)
-        offered = environ.get("sharedcluster.hot")
-        if offered is None or not started or not _is_same_for_all(*started):
-            return body
-        name, entry = offered
-        try:
-            data = b"".join(body)
-        finally:
-            if (close := getattr(body, "close", None)) is not None:
-                close()
-        if len(self._pages) >= _HOT_LIMIT:
-            self._pages.popitem(last=False)
-        self._pages[_page_key(environ)] = _HotPage(name, entry, started[0], list(started[1]), data)
-        return [data]
+    def has(self, key: str) -> bool:
+        """True if there is a value."""
+        return self._shared.has(self.key_prefix + key)
 
-    def offer(self, view: Callable[..., Any], cache: Cache, key: str) -> None:
-        """A cached view has just answered under this cache key."""
-        if not self._is_safe(view):
-            return
-        near = cache.near.get(cache.name_of(key))
-        if near is not None:
-            self._cache = cache
-            request.environ["sharedcluster.hot"] = (cache.name_of(key), near.value)
+    def set(self, key: str, value: Any, timeout: float | None = None) -> bool:
+        """Store a value."""
+        return self._shared.set(self.key_prefix + key, _pack(value), self._timeout(timeout))
 
-    def _is_safe(self, view: Callable[..., Any]) -> bool:
-        app = self._app
-        hooks = (
-            app.before_request_funcs,
-            app.after_request_funcs,
-            app.teardown_request_funcs,
-            app.url_value_preprocessors,
-            app.teardown_appcontext_funcs,
-        )
-        return (
-            app.view_functions.get(request.endpoint or "") is view
-            and not any(any(group.values()) if isinstance(group, dict) else group for group in hooks)
-            and not request_started.receivers
-            and not request_finished.receivers
-        )
+    def add(self, key: str, value: Any, timeout: float | None = None) -> bool:
+        """Store a value if there is none."""
+        return self._shared.add(self.key_prefix + key, _pack(value), self._timeout(timeout))
 
+    def set_many(self, mapping: Mapping[str, Any], timeout: float | None = None) -> list[str]:
+        """Store several values."""
+        packed = {self.key_prefix + key: _pack(value) for key, value in mapping.items()}
+        stored = self._shared.set_many(packed, self._timeout(timeout))
+        return [key[len(self.key_prefix) :] for key in stored]
 
-def _page_key(environ: WSGIEnvironment) -> tuple[str, ...]:
-    return (
-        environ.get("PATH_INFO", ""),
-        environ.get("QUERY_STRING", ""),
-        environ.get("HTTP_HOST", ""),
-        environ.get("SCRIPT_NAME", ""),
-        environ["wsgi.url_scheme"],
-    )
+    def delete(self, key: str) -> bool:
+        """Delete a value."""
+        return self._shared.delete(self.key_prefix + key)
 
+    def delete_many(self, *keys: str) -> list[str]:
+        """Delete several values."""
+        found = self._shared.delete_many(*(self.key_prefix + key for key in keys))
+        return [key[len(self.key_prefix) :] for key in found]
 
-def _is_same_for_all(status: str, headers: list[tuple[str, str]]) -> bool:
-    return status.startswith("200") and not any(name.lower() in ("set-cookie", "vary") for name, _ in headers)
+    def unlink(self, *keys: str) -> list[str]:
+        """As `delete_many`."""
+        return self.delete_many(*keys)
+
+    def clear(self) -> bool:
+        """Invalidate everything."""
+        return self._shared.clear()

@@ -6,6 +6,7 @@ with the exit code of its kind.
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import json
 import os
@@ -15,15 +16,14 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-import sharedcluster
 from sharedcluster import redis_server
 from sharedcluster.cluster import events
 from sharedcluster.cluster.commands import Commands
@@ -37,30 +37,41 @@ from sharedcluster.control.protocol import check_name, runtime_folder
 from sharedcluster.control.server import ControlServer
 from sharedcluster.errors import AppLoadError, BindError, ConfigError, RedisNeededError, UserError
 from sharedcluster.log import logger, set_up
+from sharedcluster.upgrading import Inheritance, Predecessor, Successor
+from sharedcluster.version import VERSION
+from sharedcluster.watching import watching
 
 PROBE_TIMEOUT: Final = 3.0
 
 
-def start(resolved: Resolved) -> int:
-    """Serve until told to stop; returns the exit code."""
+def start(resolved: Resolved, observe: Callable[[Primary], None] | None = None) -> int:
+    """Serve until told to stop; returns the exit code. `observe` gets the primary before it runs."""
     config = resolved.config
-    set_up("primary", level=config.log_level, style=config.log_format)
+    set_up("primary", level=config.log_level, style=config.log_format, files=config.log_files())
     for warning in check_environment(os.environ):
         logger.warning("%s", warning)
+    inherited = Inheritance.from_environment()
     with ExitStack() as undo:
-        listeners = _bind_all(config, undo)
-        redis = _Redis(config, undo)
+        listeners = _adopt(inherited, config) if inherited else _bind_all(config, undo)
+        redis = _Redis(config, undo, inherited)
+        primary = _build(config, listeners, redis, inherited)
+        undo.callback(redis.leave, primary)
+        undo.callback(primary.stop_answering)
         found = check_application(config, redis.url)
         if found["shares_state"] and not redis.url:
             raise RedisNeededError(
                 "The application shares sessions or caches, and there is no Redis (--redis none).",
                 advice="Leave --redis out, or name one: --redis redis://127.0.0.1:6379/0",
             )
-        primary = _build(config, listeners, redis)
-        _write_pid_file(config.pid_file, undo)
+        for warning in found["warnings"]:
+            logger.warning("%s", warning)
         _announce(resolved, primary, found["found"], redis)
-        _follow(primary, config)
-        return primary.run()
+        _follow(primary)
+        Predecessor(primary, redis.url, redis.lifeline_fd)
+        if observe:
+            observe(primary)
+        with watching(config, primary):
+            return primary.run()
 
 
 def check_only(resolved: Resolved) -> Iterator[str]:
@@ -77,6 +88,7 @@ def check_only(resolved: Resolved) -> Iterator[str]:
         yield f"redis    {choice.program or choice.kind}"
     found = check_application(config, choice.url or "")
     yield f"app      {found['found']}"
+    yield from (f"warning  {warning}" for warning in found["warnings"])
 
 
 # -- Redis -------------------------------------------------------------------------------------------------------
@@ -85,12 +97,19 @@ def check_only(resolved: Resolved) -> Iterator[str]:
 class _Redis:
     """The Redis of this run: somebody else's by its URL, or a private one that leaves with the cluster."""
 
-    def __init__(self, config: Config, undo: ExitStack) -> None:
+    def __init__(self, config: Config, undo: ExitStack, inherited: Inheritance | None = None) -> None:
+        self.keeper: redis_server.PrivateRedis | None = None
+        self.lifeline_fd = -1
+        if inherited and inherited.lifeline_fd >= 0:
+            # The private server of the primary we replace goes on; by the lifeline its keeper knows that we live.
+            self.url = self.shown = inherited.redis_url
+            self.lifeline_fd = inherited.lifeline_fd
+            self.described = "private, kept from before the upgrade"
+            return
         choice = redis_server.choose(config.redis, os.environ)
         self.url = choice.url or ""
         self.shown = redis_server.redact(self.url)
         self.described = "none"
-        self.keeper: redis_server.PrivateRedis | None = None
         if choice.warning:
             logger.warning("%s", choice.warning)
         if choice.kind == "url":
@@ -102,7 +121,17 @@ class _Redis:
             self.keeper = redis_server.PrivateRedis(choice)
             self.url = self.shown = self.keeper.start()
             self.described = f"private, for this run only  {choice.program}"
-            undo.callback(self.keeper.stop)
+            self.lifeline_fd = self.keeper.lifeline_fd
+            undo.callback(self._stop)
+
+    def leave(self, primary: Primary) -> None:
+        """The primary ends: if another one took its place, the private server stays with that one."""
+        if primary.was_handed_over:
+            self.keeper = None
+
+    def _stop(self) -> None:
+        if self.keeper is not None:
+            self.keeper.stop()
 
 
 # -- listeners ---------------------------------------------------------------------------------------------------
@@ -119,6 +148,14 @@ def _bind_all(config: Config, undo: ExitStack) -> list[Listener]:
         undo.callback(listener.close)
         listeners.append(listener)
     return listeners
+
+
+def _adopt(inherited: Inheritance, config: Config) -> list[Listener]:
+    """The listeners of the primary that this one replaces; nothing is bound anew."""
+    return [
+        Listener(index, address, socket.socket(fileno=fd), limit=config.backlog)
+        for index, (fd, address) in enumerate(inherited.listeners)
+    ]
 
 
 def _inherited() -> tuple[BindAddress, ...]:
@@ -194,7 +231,7 @@ def check_application(config: Config, redis_url: str) -> dict[str, Any]:
     """Load the application in a throw-away child, so that what is wrong with it is said once, and by nobody else.
 
     Returns:
-        `found` (where), `shares_state` (whether it uses the extension).
+        `found` (where), `shares_state` (whether it uses the extension), `warnings` (about Redis).
 
     Raises:
         AppLoadError: With the application's own traceback if it raised.
@@ -217,6 +254,8 @@ def check_application(config: Config, redis_url: str) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads(answer)
     if "user_error" in facts:
         raise ConfigError(facts["user_error"], fact=facts["fact"], advice=tuple(facts["advice"]))
+    if "redis_error" in facts:
+        raise RedisNeededError(facts["redis_error"], fact=facts["fact"], advice=tuple(facts["advice"]))
     if "what" in facts:
         raise AppLoadError(
             facts["what"], fact=facts["fact"], advice=tuple(facts["advice"]), traceback=facts["traceback"]
@@ -239,11 +278,14 @@ def _check_in_child(config: Config, redis_url: str, write: int) -> None:
 
             make_context(config.certfile, config.keyfile or None)
         loaded = load(config.app)
-        answer = {"found": loaded.found, "shares_state": loaded.shares_state}
+        answer = {"found": loaded.found, "shares_state": loaded.extension is not None, "warnings": []}
+        if loaded.extension is not None and redis_url:
+            answer["warnings"] = loaded.extension.check()
     except AppLoadError as error:
         answer = {"what": error.what, "fact": error.fact, "advice": error.advice, "traceback": error.traceback}
     except UserError as error:
-        answer = {"user_error": error.what, "fact": error.fact, "advice": error.advice}
+        kind = "redis_error" if isinstance(error, RedisNeededError) else "user_error"
+        answer = {kind: error.what, "fact": error.fact, "advice": error.advice}
     except SystemExit as stop:
         answer = {
             "what": f"Loading {config.app} called sys.exit({stop.code!r}).",
@@ -270,11 +312,10 @@ def _check_in_child(config: Config, redis_url: str, write: int) -> None:
 # -- the primary -------------------------------------------------------------------------------------------------
 
 
-def _build(config: Config, listeners: list[Listener], redis: _Redis) -> Primary:
+def _build(config: Config, listeners: list[Listener], redis: _Redis, inherited: Inheritance | None) -> Primary:
     folder = runtime_folder(create=True)
-    name = _free_name(config, folder)
+    name = inherited.name if inherited else _free_name(config, folder)
     path = Path(config.control) if config.control else folder / f"{name}.sock"
-
     primary = Primary(
         config,
         listeners,
@@ -285,7 +326,17 @@ def _build(config: Config, listeners: list[Listener], redis: _Redis) -> Primary:
         redis_shown=redis.shown,
         keeper=redis.keeper,
     )
-    primary.answer(lambda selector: ControlServer(path, Commands(primary), selector))
+
+    def take_place() -> None:
+        """Be the one that operators find."""
+        primary.answer(lambda selector: ControlServer(path, Commands(primary), selector))
+        _write_pid_file(config.pid_file)
+
+    if inherited:
+        primary.events.on(events.TAKEN_OVER, take_place)
+        Successor(primary, inherited.channel_fd)
+    else:
+        take_place()
     return primary
 
 
@@ -308,14 +359,22 @@ def default_name(target: str) -> str:
     return clean[:60] or "app"
 
 
-def _write_pid_file(path: str, undo: ExitStack) -> None:
+def _write_pid_file(path: str) -> None:
+    """Write it, and remove it at the end if it still names us and not the primary that took our place."""
     if not path:
         return
+    ours = f"{os.getpid()}\n"
     try:
-        Path(path).write_text(f"{os.getpid()}\n")
+        Path(path).write_text(ours)
     except OSError as error:
         raise ConfigError(f"Cannot write the pid file {path}: {error.strerror}.") from error
-    undo.callback(lambda: Path(path).unlink(missing_ok=True))
+
+    def remove() -> None:
+        with suppress(OSError):
+            if Path(path).read_text() == ours:
+                Path(path).unlink()
+
+    atexit.register(remove)
 
 
 # -- what an operator reads --------------------------------------------------------------------------------------
@@ -332,7 +391,7 @@ def _announce(resolved: Resolved, primary: Primary, found: str, redis: _Redis) -
         "control": f"sharedcluster status | stop --name {primary.name}",
     }
     versions = {
-        "sharedcluster": sharedcluster.__version__,
+        "sharedcluster": VERSION,
         "Python": platform.python_version(),
         "gevent": importlib.metadata.version("gevent"),
     }
@@ -353,7 +412,7 @@ def url_of(address: BindAddress) -> str:
     return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{address.port}"
 
 
-def _follow(primary: Primary, config: Config) -> None:
+def _follow(primary: Primary) -> None:
     """Log what happens to the cluster, from its events."""
     started = time.monotonic()
 

@@ -105,8 +105,11 @@ def is_alive(pid: int) -> bool:
 class Lab(Program):
     """tests/programs/lab.py: tell the primary or a worker what to do, look at the events."""
 
+    program = str(PROGRAMS / "lab.py")
+    interpreter = sys.executable
+
     def __init__(self, workers: int = 0, **options: Any) -> None:
-        super().__init__(str(PROGRAMS / "lab.py"), **options)
+        super().__init__(self.program, interpreter=self.interpreter, **options)
         self._number = 0
         self.wait_for('"started"')
         if workers:
@@ -138,19 +141,19 @@ class Lab(Program):
         """Have a worker do something; the value."""
         self._number += 1
         number = self._number
-        self.do(f"at({id}, {number}, {code!r})")
+        self.do(f"at({id}, {number}, {json.dumps(code)})")
         return self._answer(number, deadline)
 
     def fork(self, count: int = 1, **env: str) -> list[int]:
         """Start workers and wait until they are online; their ids."""
-        ids: list[int] = self.do(f"fork({count}, **{env!r})")
+        ids: list[int] = self.do(f"fork({count}, **{env!r})" if env else f"fork({count})")
         assert isinstance(ids, list), ids
         wait_until(lambda: set(ids) <= {fact["id"] for fact in self.events("online")}, f"{ids} are online")
         return ids
 
     def serve(self, *ids: int, port: int = 0, **options: Any) -> int:
         """Have workers serve on the same address; the port."""
-        ports = {self.at(id, f"serve({port}, **{options!r})") for id in ids}
+        ports = {self.at(id, f"serve({port}, **{options!r})" if options else f"serve({port})") for id in ids}
         assert len(ports) == 1, ports
         found: int = ports.pop()
         assert isinstance(found, int), found

@@ -17,7 +17,7 @@ from typing import Final
 
 ROWS: Final = 1024
 _CELLS: Final = 8
-_WAITS, _SINCE, _IN_FLIGHT, _CONNECTIONS, _REQUESTS = range(5)
+_WAITS, _SINCE, _IN_FLIGHT, _CONNECTIONS, _REQUESTS, _ACCEPTED = range(6)
 STANDS_STILL: Final = 20_000_000
 """Nanoseconds of work without a pause after which a loop counts as standing still for the scheduling."""
 
@@ -76,12 +76,21 @@ class Row:
         cells[start + _REQUESTS] = requests
         cells[start + _WAITS] = 1
 
+    def accepts(self, seq: int) -> None:
+        """The worker owns the connections up to `seq` from now on: written before the first read of each."""
+        self._cells[self._start + _ACCEPTED] = seq
+
     def works(self) -> None:
         """The loop has events to handle."""
         self._cells[self._start + _SINCE] = time.monotonic_ns()
         self._cells[self._start + _WAITS] = 0
 
     # -- read by the primary ---------------------------------------------------------------------------------------
+
+    @property
+    def accepted(self) -> int:
+        """The number of the last connection that the worker took; true also after its death."""
+        return self._cells[self._start + _ACCEPTED]
 
     @property
     def in_flight(self) -> int:

@@ -17,6 +17,7 @@ READY = "ready"
 RELOAD = "reload"
 REAPED = "reaped"
 UPGRADE = "upgrade"
+TAKEN_OVER = "taken over"
 
 
 class Emitter:

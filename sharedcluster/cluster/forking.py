@@ -75,11 +75,16 @@ def fork_child(
         ours: The parent's end of it, closed in the child.
         close_in_child: Drops the parent's descriptors and signal handlers, in the child.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # a full disk under the log must not stop a fork
+        sys.stdout.flush()
+        sys.stderr.flush()
     # A signal that reached the child before it has given up our handlers would be written into our pipe.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, INTENTS)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
     if pid == 0:
 
         def live() -> int:

@@ -7,6 +7,7 @@ has been waiting, to the tail if it is an idle one that has nothing to say yet.
 
 from __future__ import annotations
 
+import resource
 import selectors
 import time
 from collections.abc import Callable, Sequence
@@ -73,7 +74,7 @@ class HandOff:
         for until, worker in tuple(self._resting):
             if until <= now:
                 self._resting.remove((until, worker))
-                if worker.state is WorkerState.LISTENING:
+                if worker.state is WorkerState.LISTENING and worker.terminated_at is None:
                     self.enter(worker)
 
     # -- connections -----------------------------------------------------------------------------------------------
@@ -98,7 +99,10 @@ class HandOff:
                     self.leave(worker)
                     continue
                 pending.popleft()
-            pending.extendleft(reversed(skipped))
+            if len(skipped) < LOOK_AHEAD:
+                pending.extendleft(reversed(skipped))
+            else:  # the clients of one busy worker must not stand in front of everybody else's for ever
+                pending.extend(skipped)
 
     def take_back(self, connections: list[Connection]) -> None:
         """What a dead or refusing worker never acknowledged goes to the head of its queue."""
@@ -108,6 +112,14 @@ class HandOff:
     def give(self, connection: Connection) -> None:
         """An idle connection that its worker gave away joins the queue like a new one."""
         self.listeners[connection.listener].pending.append(connection)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether connections that are given back may join, or their descriptors would be more than this process may
+        have: a quarter of those is for what is pending, the rest for what nobody can refuse.
+        """
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        return sum(len(listener.pending) for listener in self.listeners) < most
 
     # -- the listeners ---------------------------------------------------------------------------------------------
 

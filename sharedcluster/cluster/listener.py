@@ -6,7 +6,9 @@ Laws:
    recycling ever refuses a connection.
 2. What was accepted and not yet handed off waits in `pending`, and `pending` is bounded. At the bound the listener
    stops accepting, and the kernel's backlog pushes back on the clients.
-3. Out of descriptors (EMFILE, ENFILE) means: stop accepting for a moment. It neither crashes nor spins.
+3. Out of descriptors (EMFILE, ENFILE) means: stop accepting for a moment. It neither crashes nor spins. Accepting
+   stops a little earlier than that, so that connections that come back from workers, operators and new workers still
+   find descriptors: a connection given back would else be lost with its descriptor.
 4. `finish` takes everything the kernel has already promised to clients before the socket is closed, because closing
    a socket with a non-empty backlog resets those connections.
 """
@@ -16,11 +18,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import socket
 import stat
 import struct
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from sharedcluster.cluster.messages import Connection, Peer
@@ -30,8 +34,10 @@ from sharedcluster.errors import BindError, Bug
 ACCEPT_BATCH: Final = 64
 """Connections taken per turn of the loop, so that messages of workers are read in between."""
 PAUSE_AFTER_EMFILE: Final = 0.25
+RESERVE: Final = 64
+"""Descriptors that accepting leaves free (a quarter of them all, where there are few)."""
 _TRANSIENT: Final = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH})
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Listener:
@@ -46,8 +52,11 @@ class Listener:
         self.limit = limit
         self.accepted = 0
         self.paused_until = 0.0
+        self._batch = 1
+        self._ceiling = 0
+        self._look_for_ceiling()
         self._is_open = True
-        self._inode = os.stat(address.path).st_ino if address.path else 0
+        self._file = _identity(address.path)
 
     @property
     def is_full(self) -> bool:
@@ -55,9 +64,13 @@ class Listener:
         return len(self.pending) >= self.limit
 
     def accept(self, now: float) -> int:
-        """Take what the kernel has, up to the batch and the bound, into `pending`; returns how many."""
+        """Take what the kernel has, up to the batch and the bound, into `pending`; returns how many.
+
+        The batch grows while it is filled and shrinks when it is not: so a call that finds nothing (EAGAIN) is rare,
+        whether clients come one by one or by the hundred. What is left makes the socket readable again at once.
+        """
         taken = 0
-        room = min(ACCEPT_BATCH, self.limit - len(self.pending))
+        room = min(self._batch, self.limit - len(self.pending))
         while taken < room:
             try:
                 # The private twin of socket.accept(): the same system call without a socket object to build, which
@@ -66,7 +79,7 @@ class Listener:
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
-                if error.errno in _EXHAUSTED:
+                if error.errno in EXHAUSTED:
                     self.paused_until = now + PAUSE_AFTER_EMFILE
                     break
                 if error.errno in _TRANSIENT:
@@ -74,8 +87,18 @@ class Listener:
                 raise
             self.pending.append(Connection(fd, self.index, _peer(address)))
             taken += 1
+            if fd >= self._ceiling and fd >= self._look_for_ceiling():
+                self.paused_until = now + PAUSE_AFTER_EMFILE
+                break
+        self._batch = min(2 * self._batch, ACCEPT_BATCH) if taken == self._batch else max(1, taken)
         self.accepted += taken
         return taken
+
+    def _look_for_ceiling(self) -> int:
+        """The descriptor from which on few are left: the kernel gives the lowest free number. The limit may change."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._ceiling = most - min(RESERVE, most // 4)
+        return self._ceiling
 
     def give_back(self, connections: list[Connection]) -> None:
         """Connections that a worker did not take go to the head of the queue: they have waited longest."""
@@ -86,10 +109,13 @@ class Listener:
 
         A filter on the socket drops SYNs, so a newcomer's kernel tries again a second later and is then refused (or
         served by whoever has the port by then), instead of being promised a connection that the close would reset.
+        A unix socket's file is removed; whoever has connected is in the backlog, and nobody can join them.
         """
         if self.socket.family in (socket.AF_INET, socket.AF_INET6):
             with suppress(OSError):
                 _drop_new_handshakes(self.socket)
+        else:
+            self._remove_file()
 
     def close_in_child(self, *, keep_socket: bool = False) -> None:
         """Close the descriptors that a forked worker must not keep; the file stays."""
@@ -104,9 +130,14 @@ class Listener:
             return
         self._is_open = False
         self.socket.close()
-        if self.address.path and not keep_file and not self.address.path.startswith("\0"):
+        if not keep_file:
+            self._remove_file()
+
+    def _remove_file(self) -> None:
+        """Remove the socket's file, if it is still ours and was made by us."""
+        if self.address.path and not self.address.path.startswith("\0"):
             with suppress(OSError):
-                if os.stat(self.address.path).st_ino == self._inode:
+                if _identity(self.address.path) == self._file:
                     os.unlink(self.address.path)
 
     def cut_pending(self) -> int:
@@ -120,6 +151,14 @@ class Listener:
     def is_open(self) -> bool:
         """Whether it still listens."""
         return self._is_open
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file it is; the number alone is not enough, a new file may get that of one that was removed."""
+    if not path or path.startswith("\0"):
+        return None
+    facts = os.stat(path)
+    return facts.st_ino, facts.st_ctime_ns
 
 
 def _peer(address: object) -> Peer:
@@ -149,25 +188,36 @@ def bind(address: BindAddress, *, backlog: int) -> socket.socket:
 
 def _inherited(fd: int) -> socket.socket:
     bound = socket.socket(fileno=fd)
-    if not bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise BindError(f"Descriptor {fd} is a socket, but not one that listens.")
-    os.set_inheritable(fd, False)
+    with _closed_on_error(bound):
+        if not bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise BindError(f"Descriptor {fd} is a socket, but not one that listens.")
+        os.set_inheritable(fd, False)
     return bound
+
+
+@contextmanager
+def _closed_on_error(bound: socket.socket) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        bound.close()
+        raise
 
 
 def _unix(path: str, backlog: int) -> socket.socket:
     _remove_stale(path)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # sun_path holds 107 bytes: a longer path is bound by its name relative to the folder it is in.
-    if len(os.fsencode(path)) <= 107:
-        bound.bind(path)
-    else:
-        folder = os.open(os.path.dirname(path) or ".", os.O_DIRECTORY)
-        try:
-            bound.bind(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
-        finally:
-            os.close(folder)
-    bound.listen(backlog)
+    with _closed_on_error(bound):
+        # sun_path holds 107 bytes: a longer path is bound by its name relative to the folder it is in.
+        if len(os.fsencode(path)) <= 107:
+            bound.bind(path)
+        else:
+            folder = os.open(os.path.dirname(path) or ".", os.O_DIRECTORY)
+            try:
+                bound.bind(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+            finally:
+                os.close(folder)
+        bound.listen(backlog)
     return bound
 
 
@@ -192,12 +242,13 @@ def _tcp(address: BindAddress, backlog: int) -> socket.socket:
         address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     bound = socket.socket(family, kind, proto)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by every connection
-    if family == socket.AF_INET6:
-        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if where[0] == "::" else 1)
-    bound.bind(where)
-    bound.listen(backlog)
+    with _closed_on_error(bound):
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by every connection
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if where[0] == "::" else 1)
+        bound.bind(where)
+        bound.listen(backlog)
     return bound
 
 

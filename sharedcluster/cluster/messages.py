@@ -6,8 +6,9 @@ Laws:
 2. A message is a frozen dataclass. What is sent once per connection (`NewConnection`, `Accepted`, `Returned`) is
    packed by `struct`, because it is the price of every connection; everything else is JSON, because it is readable.
 3. A connection has one owner: the kernel's backlog, then a listener's pending queue, then the un-acknowledged set of
-   one worker handle, then one worker. `Accepted` is the moment of passing on: the worker sends it before its first
-   read, and the primary keeps its copy of the descriptor until it has arrived.
+   one worker handle, then one worker. The moment of passing on is when the worker writes the connection's number on
+   its row of the board, before its first read. `Accepted` tells the primary to look there; until it has looked, it
+   keeps its copy of the descriptor.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ class ForkWorker:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The worker owns connection `seq` from now on; sent before its first read."""
+    """The worker owns every connection up to `seq`. Sent once for all that a turn of its loop took (half the cost of
+    a hand-off is waking the primary); what counts when the worker dies is the board.
+    """
 
     seq: int
 
@@ -152,6 +155,8 @@ class WorkerStats:
     redis_latency_ms: float = 0.0
     redis_url: str = ""
     counters: dict[str, int] = field(default_factory=dict)
+    latency: list[int] = field(default_factory=list)
+    """Requests by duration: bucket i is below 2**i microseconds."""
 
 
 @dataclass(frozen=True, slots=True)

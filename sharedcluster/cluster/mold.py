@@ -15,6 +15,7 @@ import gc
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Final
 
 import gevent
@@ -37,7 +38,8 @@ _waitpid: Final = monkey.get_original("os", "waitpid")
 
 def main(context: MoldContext) -> int:
     """Load what is shared, then fork workers until the primary closes the channel."""
-    set_up("mold", level=context.config.log_level, style=context.config.log_format)
+    config = context.config
+    set_up("mold", level=config.log_level, style=config.log_format, files=config.log_files())
     ignore_the_terminal()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     channel = context.channel
@@ -65,8 +67,9 @@ def main(context: MoldContext) -> int:
 def _fork_worker(context: MoldContext, wish: ForkWorker, fd: int, loaded: LoadedApp) -> None:
     """Fork twice: the one in between tells us the worker's pid and leaves, and the primary inherits the worker."""
     read, write = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     between = _fork()
     if between == 0:
         pid = _fork()

@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
-import sharedcluster
 from sharedcluster.cluster import events
 from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.forking import MoldContext, MoldMain, WorkerContext, WorkerMain
@@ -37,7 +36,8 @@ from sharedcluster.cluster.workforce import Workforce
 from sharedcluster.config import Config
 from sharedcluster.control.server import ControlServer
 from sharedcluster.errors import UserError
-from sharedcluster.log import logger
+from sharedcluster.log import logger, set_up
+from sharedcluster.version import VERSION
 
 IDLE_TICK: Final = 1.0
 BUSY_TICK: Final = 0.05
@@ -116,12 +116,19 @@ class Primary:
             self._close_in_child,
             on_forked=self.workforce.forked,
             on_failed=self.workforce.mold_failed,
+            boot_timeout=self.config.boot_timeout,
         )
 
     def answer(self, control: Callable[[selectors.BaseSelector], ControlServer]) -> None:
         """Take commands of operators; the control server runs in the primary's own loop."""
         self._control = control(self._selector)
         self._control.start()
+
+    def stop_answering(self) -> None:
+        """Close the control socket; does nothing if it is closed."""
+        if self._control:
+            self._control.close()
+            self._control = None
 
     def watch(self, fd: int, callback: Callable[[int], None]) -> None:
         """Have the loop call `callback` whenever `fd` is readable."""
@@ -173,8 +180,7 @@ class Primary:
     def _close(self) -> None:
         self._cut += self.hand_off.close(keep_files=self._handed_over)
         self.workforce.nursery.close()
-        if self._control:
-            self._control.close()
+        self.stop_answering()
         self._signals.restore()
         self._selector.close()
         self._signals.close()
@@ -253,7 +259,13 @@ class Primary:
         """A new generation; a second call during the first is done after it."""
         if not self.is_stopping:
             self.notifier.reloading()
-            self.workforce.reload(when_over)
+            self.workforce.reload(lambda failure: self._reload_is_over(failure, when_over))
+
+    def _reload_is_over(self, failure: str, when_over: Callable[[str], None] | None) -> None:
+        if failure:
+            self.notifier.ready(self.desired_workers)  # systemd waits for this after RELOADING, however it went
+        if when_over is not None:
+            when_over(failure)
 
     def on_scale_up(self) -> None:
         """One worker more."""
@@ -271,6 +283,10 @@ class Primary:
 
     def on_reopen_logs(self) -> None:
         """Workers and primary open their log files anew."""
+        try:
+            set_up("primary", level=self.config.log_level, style=self.config.log_format, files=self.config.log_files())
+        except UserError as error:
+            logger.error("%s", error)
         self.workforce.reopen_logs()
 
     def on_upgrade(self) -> None:
@@ -298,9 +314,7 @@ class Primary:
         now = time.monotonic()
         self._closing_at = now
         self._stop_deadline = now + self.config.graceful_timeout
-        if self._control:
-            self._control.close()
-            self._control = None
+        self.stop_answering()
         self.hand_off.stop_accepting()
         self._say_draining()
 
@@ -343,6 +357,11 @@ class Primary:
     # -- what others ask -------------------------------------------------------------------------------------------
 
     @property
+    def was_handed_over(self) -> bool:
+        """Whether another primary serves in this one's place."""
+        return self._handed_over
+
+    @property
     def is_stopping(self) -> bool:
         """Whether it is on its way out."""
         return self._closing_at is not None
@@ -362,7 +381,7 @@ class Primary:
         facts = ClusterFacts(
             name=self.name,
             pid=os.getpid(),
-            version=sharedcluster.__version__,
+            version=VERSION,
             state=state,
             generation=self.workforce.desired.serving_generation,
             policy=self.config.policy,

@@ -96,17 +96,19 @@ class Sticky:
     """
 
     def __init__(self) -> None:
-        self._by_slot: dict[int, WorkerHandle] = {}
+        self._by_slot: dict[int, list[WorkerHandle]] = {}
         self._turn = RoundRobin()
 
     def add(self, worker: WorkerHandle) -> None:
         """Take over its slot; during a reload the newest worker of a slot has it."""
-        self._by_slot[worker.slot] = worker
+        self._by_slot.setdefault(worker.slot, []).append(worker)
         self._turn.add(worker)
 
     def remove(self, worker: WorkerHandle) -> None:
-        """Leave the slot, if it still has it."""
-        if self._by_slot.get(worker.slot) is worker:
+        """Leave the slot, to the one that had it before if the newer one fails."""
+        holders = self._by_slot[worker.slot]
+        holders.remove(worker)
+        if not holders:
             del self._by_slot[worker.slot]
         self._turn.remove(worker)
 
@@ -118,7 +120,7 @@ class Sticky:
             return None
         address = peer[0].encode()
         slot = max(self._by_slot, key=lambda slot: blake2b(address, digest_size=8, key=b"%d" % slot).digest())
-        worker = self._by_slot[slot]
+        worker = self._by_slot[slot][-1]
         return worker if worker.has_credit else None
 
 

@@ -5,10 +5,10 @@ be imported unpatched. So only a process that was forked to be a worker (or to c
 
 Laws:
 
-1. `Accepted` leaves before the first byte of a connection is read, and not later than that: the primary re-dispatches
-   what is not acknowledged, so nothing is lost and nothing is served twice.
-2. One new connection per turn of the loop. The application's greenlet for it runs before the next one is taken, so a
-   view that blocks the process never sits on a second connection that was read and cannot be given to anybody else.
+1. A connection's number is on the board before its first byte is read: if this process dies, the primary gives what
+   is not there to others, so nothing is lost and nothing is served twice. `Accepted` follows once per turn.
+2. `Server.serve` reads and runs the application until it waits, before the next connection is taken. So a view that
+   blocks the process never sits on a second connection that was read and cannot be given to anybody else.
 3. Signals of the terminal (INT, QUIT, HUP) are for the primary. TERM means: ask the primary for a replacement, and
    go on serving until it is there; a second one, or one during the drain: end now.
 4. When the primary is gone the worker drains and exits. If its loop stands still it cannot notice that; then a
@@ -27,21 +27,21 @@ import faulthandler
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.event import Event
 
-from sharedcluster import state
+from sharedcluster import readiness
 from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.forking import WorkerContext
 from sharedcluster.cluster.ipc import ChannelClosed
+from sharedcluster.cluster.listener import EXHAUSTED, PAUSE_AFTER_EMFILE
 from sharedcluster.cluster.loading import LoadedApp, load
 from sharedcluster.cluster.messages import (
     Accepted,
@@ -67,12 +67,17 @@ from sharedcluster.http.server import Server
 from sharedcluster.http.settings import HttpSettings, ListenerFacts, Proxied, ReleasedConnection
 from sharedcluster.http.tls import make_context
 from sharedcluster.log import access_logger, logger, set_up
+from sharedcluster.log_files import lost_lines
+
+if TYPE_CHECKING:
+    from sharedcluster.state import SharedState
 
 HEARTBEAT_INTERVAL: Final = 1.0
 LAST_WORDS: Final = 0.5
 """Seconds that the last messages may take to leave."""
 WATCHDOG_MARGIN: Final = 5.0
 """Seconds after the heartbeat timeout; more than the primary's TERM and KILL take."""
+READY_POLL: Final = 0.05
 EXIT_LOAD_FAILED: Final = 3
 _PAGE: Final = resource.getpagesize()
 
@@ -88,7 +93,8 @@ class WorkerFacts:
 
 def main(context: WorkerContext, loaded: LoadedApp | None = None) -> int:
     """Be a worker until told to leave; returns the exit code. `loaded` is the application, if a mold has it."""
-    set_up(f"w{context.slot}", level=context.config.log_level, style=context.config.log_format)
+    config = context.config
+    set_up(f"w{context.slot}", level=config.log_level, style=config.log_format, files=config.log_files())
     os.environ["SHAREDCLUSTER_WORKER_ID"] = str(context.id)
     os.environ["SHAREDCLUSTER_SLOT"] = str(context.slot)
     set_environment(context.redis_url)
@@ -111,11 +117,13 @@ class Worker:
         self._loop = gevent.get_hub().loop
         self._readable = self._loop.io(self._channel.fileno(), 1)
         self._writable = self._loop.io(self._channel.fileno(), 2)
-        self._outbox: deque[tuple[Message, int | None, Callable[[], None] | None]] = deque()
+        self._outbox: deque[tuple[Message, int | None]] = deque()
         self._heartbeat = self._loop.timer(0.0, HEARTBEAT_INTERVAL)
         self._before_wait = self._loop.prepare()
         self._after_wait = self._loop.check()
-        self._acceptors: list[Any] = []
+        self._acceptors: list[tuple[_socket.socket, int, Any]] = []
+        self._rested: Any = None
+        self._accepted = self._told = 0
         self._server: Server | None = None
         self._leave = Event()
         self._drain_timeout: float | None = None
@@ -132,11 +140,15 @@ class Worker:
         self._say(Online(os.getpid()))
         try:
             loaded = loaded or load(self.config.app)
+            if loaded.extension is not None:
+                loaded.extension.state  # noqa: B018 - made here, so that its handlers hear messages from now on
             self._server = self._make_server(loaded)
         except UserError as error:
             self._say(LoadFailed(str(error), cut_to_fit(getattr(error, "traceback", ""))))
             self._last_words()
             return EXIT_LOAD_FAILED
+        if self.config.wait_ready and not self._hear_ready():
+            return self._finish(self._server)
         self._say(Listening(loaded.secret))
         self._heartbeat.start(self._tick)
         self._before_wait.start(self._note_wait, self._server, self.context.row)
@@ -144,6 +156,13 @@ class Worker:
         self._accept_shared()
         self._leave.wait()
         return self._finish(self._server)
+
+    def _hear_ready(self) -> bool:
+        """Wait until the application says that it is ready; False if the worker has to leave before."""
+        while not self._leave.is_set():
+            if readiness.wait(READY_POLL):
+                return True
+        return False
 
     def _make_server(self, loaded: LoadedApp) -> Server:
         context = self.context
@@ -160,36 +179,52 @@ class Worker:
             )
         return server
 
-    @staticmethod
-    def _note_wait(server: Server, row: Row) -> None:
+    def _note_wait(self, server: Server, row: Row) -> None:
+        """The loop is about to wait for events."""
         row.waits(server.in_flight, server.connections, server.requests)
+        if self._accepted != self._told:
+            self._told = self._accepted
+            self._say(Accepted(self._accepted))
 
     def _accept_shared(self) -> None:
         """With policy `shared` this worker takes connections off the listening sockets, as the others do."""
         for index, fd in enumerate(self.context.listener_fds):
-            watcher = self._loop.io(fd, 1)
-            watcher.start(
-                self._on_acceptable, _socket.socket(fileno=fd), index
-            )  # not gevent's class: it must not wait
-            self._acceptors.append(watcher)
+            self._acceptors.append((_socket.socket(fileno=fd), index, self._loop.io(fd, 1)))
+        self._watch_acceptors()
 
-    def _on_acceptable(self, listening: socket.socket, index: int) -> None:
+    def _watch_acceptors(self) -> None:
+        if not self._leave.is_set():
+            for listening, index, watcher in self._acceptors:
+                watcher.start(self._on_acceptable, listening, index)
+
+    def _on_acceptable(self, listening: _socket.socket, index: int) -> None:
         """One a turn, for law 2; the others are awake too, and whoever has time takes the next."""
         try:
             fd, address = listening._accept()  # type: ignore[attr-defined]
-        except OSError:
-            return  # another worker was faster, or the client gave up, or we are out of descriptors
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                self._rest()
+            return  # or another worker was faster, or the client gave up
         assert self._server is not None
         peer = (address[0], address[1]) if isinstance(address, tuple) and address else None
         self._server.serve(fd, index, peer)
 
+    def _rest(self) -> None:
+        """Out of descriptors: leave the clients to the other workers for a moment, or the loop would spin."""
+        for _, _, watcher in self._acceptors:
+            watcher.stop()
+        self._rested = self._loop.timer(PAUSE_AFTER_EMFILE)  # a new one: libev's cannot be started twice
+        self._rested.start(self._watch_acceptors)
+
     def _finish(self, server: Server) -> int:
         """Drain: what is in flight is answered, up to the deadline."""
+        start = time.monotonic()
         timeout = self.config.graceful_timeout if self._drain_timeout is None else self._drain_timeout
-        for watcher in self._acceptors:
+        for listening, _, watcher in self._acceptors:
             watcher.stop()
+            listening.close()  # or the socket would stay open, and collect clients, until the last of us is gone
         if not self._cut:
-            for shared in state.live_states():
+            for shared in live_states():
                 shared.drain()
             if self._gives_back:
                 # Others go on serving: an idle connection moves to them instead of being closed.
@@ -201,23 +236,21 @@ class Worker:
         if left := server.in_flight:
             logger.warning("%d requests were cut", left)
         server.close()
-        for shared in state.live_states():
+        for shared in live_states():
             shared.close()
         if not self._orphaned:
             self._beat()
-            self._last_words()
+            # A connection that is on its way back is not to be lost because the primary is slow.
+            self._last_words(max(LAST_WORDS, timeout - (time.monotonic() - start)))
         return 0
 
     # -- the wire --------------------------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
-        """One connection at the most, then back to the loop (law 2); other messages are read to the end."""
         try:
             while (received := self._channel.receive()) is not None:
                 message, fd = received
                 self._HANDLERS[type(message)](self, message, fd)
-                if isinstance(message, NewConnection):
-                    return
         except ChannelClosed:
             self._readable.stop()
             self._primary_gone()
@@ -226,13 +259,17 @@ class Worker:
 
     def _on_connection(self, message: NewConnection, fd: int | None) -> None:
         if fd is None or self._server is None:  # out of descriptors: it stayed with the primary
+            if self._accepted != self._told:  # `Accepted` speaks of everything up to its number: first the others
+                self._told = self._accepted
+                self._say(Accepted(self._accepted))
             self._say(Returned(message.seq))
             if fd is not None:
                 os.close(fd)
             return
-        server = self._server
-        proxied = proxied_from(message.proxied)
-        self._say(Accepted(message.seq), then=lambda: server.serve(fd, message.listener, message.peer, proxied))
+        self.context.row.accepts(message.seq)
+        self._accepted = message.seq
+        proxied = proxied_from(message.proxied) if message.proxied else None
+        self._server.serve(fd, message.listener, message.peer, proxied)
 
     def _on_drain(self, message: Drain, _fd: int | None) -> None:
         self._drain_timeout = message.timeout
@@ -269,7 +306,8 @@ class Worker:
             server.release_when_idle(take)
 
     def _on_reopen_logs(self, _message: ReopenLogs, _fd: int | None) -> None:
-        set_up(f"w{self.context.slot}", level=self.config.log_level, style=self.config.log_format)
+        config = self.config
+        set_up(f"w{self.context.slot}", level=config.log_level, style=config.log_format, files=config.log_files())
 
     _HANDLERS: Final[dict[type[Message], Callable[[Any, Any, int | None], None]]] = {
         NewConnection: _on_connection,
@@ -283,38 +321,39 @@ class Worker:
         logger.warning("the primary is gone: draining")
         self._orphaned = True
         self._gives_back = False
+        for _, fd in self._outbox:
+            if fd is not None:  # an idle connection that nobody can take any more
+                os.close(fd)
         self._outbox.clear()
+        self._writable.stop()
         if self._server is None:
             os._exit(0)
         self._leave.set()
 
-    def _say(self, message: Message, fd: int | None = None, then: Callable[[], None] | None = None) -> None:
-        """Send a message, in order; `then` is called once it has left."""
-        self._outbox.append((message, fd, then))
+    def _say(self, message: Message, fd: int | None = None) -> None:
+        """Send a message, in order; a descriptor that goes with it is closed here once it has left."""
+        self._outbox.append((message, fd))
         if len(self._outbox) == 1:
             self._flush()
 
     def _flush(self) -> None:
         while self._outbox:
-            message, fd, then = self._outbox[0]
+            message, fd = self._outbox[0]
             try:
                 sent = self._channel.send(message, fd)
             except ChannelClosed:
-                # Nobody waits for the answer any more, but a connection that came with its question is ours.
-                sent = True
+                sent = True  # nobody listens any more
             if not sent:
                 if not self._writable.active:
                     self._writable.start(self._flush)
                 return
             self._outbox.popleft()
-            if isinstance(message, GivenBack) and fd is not None:
+            if fd is not None:
                 os.close(fd)
-            if then is not None:
-                then()
         self._writable.stop()
 
-    def _last_words(self) -> None:
-        end = time.monotonic() + LAST_WORDS
+    def _last_words(self, patience: float = LAST_WORDS) -> None:
+        end = time.monotonic() + patience
         while self._outbox and time.monotonic() < end:
             gevent.sleep(0.01)
 
@@ -335,11 +374,17 @@ class Worker:
         assert server is not None
         counters: dict[str, int] = {}
         redis_state, redis_url, latency = "none", "", 0.0
-        for shared in state.live_states():
+        for shared in live_states():
             facts = shared.facts()
             redis_state = "down" if "down" in (facts.state, redis_state) else facts.state
             redis_url, latency = facts.url, facts.latency_ms
             counters["gaps"] = counters.get("gaps", 0) + facts.gaps
+            for name, count in facts.counts.items():
+                counters[name] = counters.get(name, 0) + count
+        seen = server.stats()
+        counters["responses_5xx"] = seen.by_class[4]
+        if lost := lost_lines():
+            counters["log_lines_lost"] = lost
         return WorkerStats(
             connections=server.connections,
             in_flight=server.in_flight,
@@ -350,6 +395,7 @@ class Worker:
             redis_latency_ms=latency,
             redis_url=redis_url,
             counters=counters,
+            latency=list(seen.latency),
         )
 
     def _resident_bytes(self) -> int:
@@ -387,6 +433,12 @@ class Worker:
         if self._server is not None:
             self._server.close()
         os._exit(0)
+
+
+def live_states() -> list[SharedState]:
+    """The shared states of the application; none, and no redis loaded for it, if it does not use the extension."""
+    room = sys.modules.get("sharedcluster.state")
+    return room.live_states() if room is not None else []
 
 
 def ignore_the_terminal() -> None:

@@ -19,11 +19,9 @@ from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
 from sharedcluster.cluster.messages import Connection, Message, NewConnection, WorkerStats
 from sharedcluster.errors import Bug
 
-CREDIT: Final = 2
+CREDIT: Final = 4
 """Un-acknowledged connections a worker may hold. A worker that stands still keeps no more than these waiting; one
-that works always finds the next one in its socket. (1 is Node's figure; 2 saves the wait for the primary's turn.)"""
-
-_SEQ_LIMIT: Final = 1 << 32
+that works always finds the next ones in its socket. (1 is Node's figure; more saves waking the primary for each.)"""
 
 
 class WorkerState(StrEnum):
@@ -89,6 +87,8 @@ class WorkerHandle:
         self.deadline: float | None = None
         self.terminated_at: float | None = None
         self.killed = False
+        self.is_disconnected = False
+        self.exit_status: int | None = None
         # Connections
         self.unacknowledged: dict[int, Connection] = {}
         self.handed_off = 0
@@ -118,20 +118,21 @@ class WorkerHandle:
         Raises:
             ChannelClosed: The worker is gone; the connection is still the caller's.
         """
-        self._seq = seq = (self._seq + 1) % _SEQ_LIMIT
+        seq = self._seq + 1
         message = NewConnection(seq, connection.listener, connection.peer, connection.proxied)
         if not self.channel.send(message, connection.fd):
             return False
+        self._seq = seq
         self.unacknowledged[seq] = connection
         self.handed_off += 1
         return True
 
     def acknowledged(self, seq: int) -> None:
-        """The worker owns it now: close the primary's copy."""
-        connection = self.unacknowledged.pop(seq, None)
-        if connection is None:
-            raise Bug(f"worker {self.id} acknowledged connection {seq}, which it was not given")
-        os.close(connection.fd)
+        """The worker owns everything up to `seq`: close the primary's copies."""
+        if seq > self._seq:
+            raise Bug(f"worker {self.id} acknowledged connection {seq} of {self._seq}")
+        while self.unacknowledged and (first := next(iter(self.unacknowledged))) <= seq:
+            os.close(self.unacknowledged.pop(first).fd)
 
     def returned(self, seq: int) -> Connection:
         """The worker refused it: it is the caller's again."""
@@ -141,9 +142,13 @@ class WorkerHandle:
         return connection
 
     def take_back(self) -> list[Connection]:
-        """Everything it never acknowledged, oldest first. Only for a dead worker: a stalled one may still accept."""
+        """Everything it never took, oldest first. Only for a dead worker: a stalled one may still accept.
+
+        The board has the last word: the worker may have written there and died before it could tell.
+        """
         if self.state is not WorkerState.DEAD:
             raise Bug(f"{self!r} is alive and may still take what it was handed")
+        self.acknowledged(self.row.accepted)
         connections = list(self.unacknowledged.values())
         self.unacknowledged.clear()
         return connections

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -45,8 +46,13 @@ from sharedcluster.log import logger
 
 MESSAGES_PER_TURN: Final = 256
 REBALANCE_INTERVAL: Final = 5.0
+SPAWN_RETRY: Final = 1.0
+PAUSE: Final = 2.0
+"""Seconds between two turns of the primary's loop that mean it was paused; it never sleeps longer than one."""
 _ROUTINE: Final = frozenset((Accepted, Returned, GivenBack, Heartbeat))
-_REMEMBERED_STRAYS: Final = 256
+_STRAY_MEMORY: Final = 5.0
+"""Seconds for which a reaped stranger is remembered: longer than a mold takes to tell whom it forked, shorter than
+the kernel takes to use a process id again."""
 
 
 class Workforce:
@@ -101,9 +107,11 @@ class Workforce:
         self._last_generation = 1
         self._ever_listened = False
         self._was_ready = False
-        self._strays: OrderedDict[int, int] = OrderedDict()
+        self._held_back: set[int] = set()
+        self._strays: OrderedDict[int, tuple[float, int]] = OrderedDict()
         self._oom_kills = cgroup.oom_kills()
         self._rebalance_at = 0.0
+        self._acted_at = 0.0
         # The reload that is on its way, and the one asked for meanwhile
         self._reload_again = False
         self._reload_observers: list[Callable[[str], None]] = []
@@ -114,6 +122,9 @@ class Workforce:
         """Do what has to be done now."""
         self.has_changed = False
         workers = list(self.workers.values())
+        self._forgive_a_pause(workers, now)
+        self._read_on()
+        self.nursery.look(now)
         for worker in workers:
             if worker.slot in self._crashes:
                 self._crashes[worker.slot] = supervision.forgiven(self._crashes[worker.slot], worker, now)
@@ -124,6 +135,14 @@ class Workforce:
         for action in actions:
             self._ACTIONS[type(action)](self, action)
         self._look_if_ready(now)
+
+    def _forgive_a_pause(self, workers: list[WorkerHandle], now: float) -> None:
+        """If we stood still ourselves (a frozen container), silence in that time says nothing of the workers."""
+        paused = now - self._acted_at
+        if self._acted_at and paused > PAUSE:
+            for worker in workers:
+                worker.heartbeat_at = min(now, worker.heartbeat_at + paused)
+        self._acted_at = now
 
     @property
     def is_leaving(self) -> bool:
@@ -161,19 +180,33 @@ class Workforce:
     def _rebalance(self, workers: list[WorkerHandle], now: float) -> None:
         if now >= self._rebalance_at:
             self._rebalance_at = now + REBALANCE_INTERVAL
-            if not self.is_reloading:
+            # A sticky client would only be handed to the same worker again.
+            if not self.is_reloading and self._config.policy != "sticky":
                 for worker, count in recycling.surplus(workers):
                     worker.tell(Rebalance(count))
 
     def _spawn(self, action: supervision.Spawn) -> None:
+        try:
+            self._start(action)
+        except OSError as error:
+            # Out of descriptors, processes or memory. What serves goes on serving, and this is tried again.
+            logger.error("cannot start a worker: %s; trying again in %g s", error.strerror, SPAWN_RETRY)
+            record = self._crashes.get(action.slot, Crashes())
+            self._crashes[action.slot] = replace(record, respawn_at=time.monotonic() + SPAWN_RETRY)
+
+    def _start(self, action: supervision.Spawn) -> None:
         ours, theirs = MessageSocket.pair()
         row = self.board.take()
         context = self._make_context(self._last_id + 1, action.slot, action.generation, theirs, row)
-        pid = self.nursery.spawn(context, ours)
-        if pid is None:  # its mold is still loading; the same is wanted again in the next turn
-            ours.close()
-            theirs.close()
-            self.board.give_back(row)
+        pid = None
+        try:
+            pid = self.nursery.spawn(context, ours)
+        finally:
+            if pid is None:  # it failed, or the mold is still loading; the same is wanted again in the next turn
+                ours.close()
+                theirs.close()
+                self.board.give_back(row)
+        if pid is None:
             return
         self._last_id += 1
         worker = WorkerHandle(
@@ -189,8 +222,7 @@ class Workforce:
         worker = self.workers.get(id)
         if worker is not None:
             worker.pid = pid
-            if pid in self._strays:
-                self._bury(worker, self._strays.pop(pid))
+            self._bury_if_ended(worker)
 
     def _drain(self, action: supervision.DrainWorker) -> None:
         worker = action.worker
@@ -214,6 +246,8 @@ class Workforce:
         self._hand_off.leave(worker)
         if not worker.asked_to_leave or worker.stats.in_flight:
             self._warn(worker, "TERM", action.reason)
+        if not worker.pid:  # the mold that was asked for it has not answered
+            self.nursery.discard(worker.generation)
         _signal(worker, signal.SIGTERM)
 
     def _kill(self, action: supervision.Kill) -> None:
@@ -321,9 +355,22 @@ class Workforce:
         # In the same turn, before this event's, the worker may have been reaped and its channel closed.
         if worker.id in self.workers:
             self._read(worker)
+            self._bury_if_ended(worker)
 
-    def _read(self, worker: WorkerHandle) -> None:
-        for _ in range(MESSAGES_PER_TURN):
+    def _bury_if_ended(self, worker: WorkerHandle) -> None:
+        """A mold's worker may end before its process is known: then it was reaped as a stranger, or never forked."""
+        if worker.id not in self.workers:
+            return
+        if worker.pid in self._strays:
+            self._ended(worker, self._strays.pop(worker.pid)[1])
+        elif not worker.pid and worker.is_disconnected:
+            self._ended(worker, signal.SIGKILL)  # how it ended, nobody knows
+
+    def _read(self, worker: WorkerHandle, most: int = MESSAGES_PER_TURN) -> None:
+        for _ in range(most):
+            if worker.state is WorkerState.DRAINING and not self._hand_off.has_room:
+                self._hold_back(worker)
+                return
             try:
                 received = worker.channel.receive()
             except ChannelClosed:
@@ -343,7 +390,27 @@ class Workforce:
             else:
                 handler(self, worker, message, fd)
 
+    def _hold_back(self, worker: WorkerHandle) -> None:
+        """It gives back faster than others take: what it sends waits in its channel, where it costs no descriptor."""
+        if worker.id not in self._held_back:
+            self._held_back.add(worker.id)
+            self._selector.unregister(worker.channel)
+
+    def _read_on(self) -> None:
+        """Hear those again that were held back."""
+        for id in tuple(self._held_back):
+            if not self._hand_off.has_room:
+                return
+            self._held_back.discard(id)
+            worker = self.workers[id]
+            self._selector.register(worker.channel, selectors.EVENT_READ, lambda _mask, w=worker: self._on_readable(w))
+            if worker.exit_status is None:
+                self._on_readable(worker)
+            else:
+                self._ended(worker, worker.exit_status)
+
     def _disconnected(self, worker: WorkerHandle) -> None:
+        worker.is_disconnected = True
         self._hand_off.leave(worker)
         with suppress(KeyError):
             self._selector.unregister(worker.channel)
@@ -361,12 +428,22 @@ class Workforce:
         if fd is None:
             logger.error("worker %d gave a connection back and its descriptor did not arrive", worker.id)
             return
-        if self.is_leaving:
-            os.close(fd)  # there is nobody left to take it; it was idle, so its client loses nothing
-            return
+        connection = Connection(fd, message.listener, message.peer, message.proxied)
         worker.given_back += 1
+        if self.is_leaving:
+            self._entrust(connection)
+            return
         self.counters["migrated"] += 1
-        self._hand_off.give(Connection(fd, message.listener, message.peer, message.proxied))
+        self._hand_off.give(connection)
+
+    def _entrust(self, connection: Connection) -> None:
+        """The stop overtook it on its way: a worker that drains answers the request that may be in it, and closes."""
+        for worker in self.workers.values():
+            if worker.state is WorkerState.DRAINING and not worker.given_back and not worker.terminated_at:
+                with suppress(ChannelClosed):
+                    if worker.hand_off(connection):
+                        return
+        os.close(connection.fd)
 
     def _on_online(self, worker: WorkerHandle, message: Online, _fd: int | None) -> None:
         worker.pid = message.pid
@@ -425,16 +502,23 @@ class Workforce:
         """A child ended. One that is nobody's may be a worker its mold has not told us of yet, or an orphan."""
         worker = next((w for w in self.workers.values() if w.pid == pid), None)
         if worker is not None:
-            self._bury(worker, status)
-        elif not self.nursery.reaped(pid):
-            self._strays[pid] = status
-            while len(self._strays) > _REMEMBERED_STRAYS:
+            self._ended(worker, status)
+        elif not self.nursery.reaped(pid, status):
+            now = time.monotonic()
+            self._strays[pid] = (now, status)
+            while next(iter(self._strays.values()))[0] < now - _STRAY_MEMORY:
                 self._strays.popitem(last=False)
 
-    def _bury(self, worker: WorkerHandle, status: int) -> None:
+    def _ended(self, worker: WorkerHandle, status: int) -> None:
         # What it said before it died counts: an `Accepted` in the socket means that bytes may have been read, so
         # that connection must not be given to anybody else; a given-back one must not be lost.
-        self._read(worker)
+        worker.exit_status = status
+        if worker.id not in self._held_back:
+            self._read(worker, sys.maxsize)
+        if worker.id not in self._held_back:
+            self._bury(worker, status)
+
+    def _bury(self, worker: WorkerHandle, status: int) -> None:
         self._disconnected(worker)
         worker.channel.close()
         worker.state = WorkerState.DEAD
@@ -453,8 +537,16 @@ class Workforce:
             out_of_memory=self._was_out_of_memory(status),
         )
         self._events.emit(events.EXIT, worker, reason)
-        if not (worker.asked_to_leave or self.is_leaving):
+        if reason.code in self._config.stop_exit_codes and not worker.asked_to_leave:
+            self._leave_empty(worker)
+        elif not (worker.asked_to_leave or self.is_leaving):
             self._crashed(worker)
+
+    def _leave_empty(self, worker: WorkerHandle) -> None:
+        """It ended as it may (`stop_exit_codes`): one worker fewer, and without any the cluster has done its work."""
+        left = self.desired.workers - 1
+        logger.info("worker %d (slot %d) has done its work: %d left", worker.id, worker.slot, left)
+        self.desired = replace(self.desired, workers=left) if left else replace(self.desired, stopping=True)
 
     def _crashed(self, worker: WorkerHandle) -> None:
         record = self._crashes.get(worker.slot, Crashes())

@@ -154,6 +154,8 @@ class Connection(Transport):
                 self.close()
         elif phase == SERVING:
             self._read_ahead(data)
+        elif phase == TAKEN:
+            self.on_taken_data(data)
         elif not data:
             if phase == IDLE:
                 self.close()
@@ -215,7 +217,7 @@ class Connection(Transport):
         if len(data) > settings.limit_head:
             raise Refused(policy.HEAD_TOO_LARGE)
         if len(data) > settings.limit_line and b"\r\n" not in data:
-            raise Refused(policy.LINE_TOO_LONG)
+            raise Refused(policy.LINE_TOO_LONG if b" " in data[:33] else policy.REQUEST_LINE)
         self._look_early(data, seen)
         self._buffer = data
         if self.phase != HEAD:
@@ -230,7 +232,7 @@ class Connection(Transport):
             seen = 0
         try:
             self._early.feed_data(data[seen:])
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._early = None
             if b"\n" in data or not chr(data[0]).isalpha():
                 raise self.reader.explain(data, str(error)) from None
@@ -333,7 +335,7 @@ class Connection(Transport):
             if self.phase == LINGERING:
                 self.watch()
             elif self.phase == TAKEN:
-                self.close()
+                self.end_taken()
             return
         if exchange.response is None or not exchange.keep_alive or not self._drop_body(exchange.input):
             self._end(exchange)
@@ -413,7 +415,6 @@ class Connection(Transport):
         exchange.is_over = True
         self.phase = TAKEN
         self.unwatch()
-        self._is_held = True
         self.expiry = NEVER
         prefix, self._buffer = self._buffer, b""
         self._taken = self.make_socket(prefix)
@@ -421,8 +422,16 @@ class Connection(Transport):
 
     def make_socket(self, prefix: bytes) -> Any:
         """What `take_over` returns."""
+        self._is_held = True
         fd, self.fd = self.fd, -1
         return TakenSocket(fd, prefix)
+
+    def on_taken_data(self, data: bytes) -> None:
+        """Bytes for an application that has taken over; a plain connection does not read them."""
+
+    def end_taken(self) -> None:
+        """The application that had taken over is done."""
+        self.close()
 
     # Leaving.
 
@@ -493,9 +502,8 @@ class Connection(Transport):
         """Answer a message that breaks a rule, as far as the client takes it at once, and end."""
         server = self.server
         server.count_refusal(refused, self)
-        retry_after = 1 if refused.rule is policy.OVERLOADED else None
         try:
-            self.answer(refusal(refused.rule, server.standing, is_head=is_head, retry_after=retry_after))
+            self.answer(refusal(refused.rule, server.standing, is_head=is_head))
             self._linger()
         except OSError:
             self.close()

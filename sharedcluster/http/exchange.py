@@ -256,33 +256,30 @@ class Exchange:
 
     def _send_file(self, wrapper: FileWrapper) -> None:
         """Send a file: by the kernel where it is a regular one and nothing encrypts, by reading elsewhere."""
-        span = file_span(wrapper.file) if self.connection.has_sendfile else None
-        if span is None:
+        span = file_span(wrapper.file) if self.response is None else None
+        response = self._start(span[2]) if span is not None else self.response
+        if response is not None and not response.has_body:
+            return
+        if span is None or response is None or response.chunked or not self.connection.has_sendfile:
             for piece in wrapper:
                 self.write(piece)
             return
         fd, offset, size = span
-        response = self.response or self._start(size)
-        if response.chunked or not response.has_body:
-            for piece in wrapper if response.has_body else ():
-                self._write(piece)
-            return
         if self.left >= 0:
             size = min(size, self.left)
+            self.left -= size
         self._sent_head = True
         self.connection.send(response.data)
         self.connection.send_file(fd, offset, size)
         self.bytes_out += len(response.data) + size
-        if self.left >= 0:
-            self.left -= size
 
     def _fail(self, error: BaseException, environ: dict[str, object]) -> None:
         """The application raised: 500 if nothing has been sent, else a cut: no part may pass for the whole."""
-        if self.is_over:
-            return
         failure = self.input.failure if isinstance(self.input, BodyStream) else None
         if not isinstance(error, BodyError) or failure is None:
             log.error("%s: %s", self.describe(), error, exc_info=(type(error), error, error.__traceback__))
+        if self.is_over:
+            return
         if self.response is not None and self._sent_head:
             self.connection.close()
         else:

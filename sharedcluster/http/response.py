@@ -132,6 +132,7 @@ def frame(
     """
     code, text = _statuses.get(status) or learn_status(status)
     length = UNKNOWN_LENGTH
+    has_date = False
     known = _fields.get
     for field in fields:
         entry = known(field)
@@ -147,9 +148,9 @@ def frame(
             assert type(entry) is Special
             if entry.line:
                 text += entry.line
-                standing = standing[standing.index("\n") + 1 :]
+                has_date = True
             keep_alive = keep_alive and not entry.closes
-    text += standing
+    text += standing[standing.index("\n") + 1 :] if has_date else standing
     has_body = not is_head
     chunked = False
     if code == 204 or code == 304:
@@ -186,13 +187,12 @@ def standing_fields(now: float, *, worker: str | None) -> str:
     return f"Date: {date}\r\n" + (f"X-Worker: {worker}\r\n" if worker else "")
 
 
-def refusal(rule: Rule, standing: str, *, is_head: bool = False, retry_after: int | None = None) -> bytes:
+def refusal(rule: Rule, standing: str, *, is_head: bool = False) -> bytes:
     """The whole answer to a message that is refused; it closes its connection."""
     phrase = HTTPStatus(rule.status).phrase
     body = f"{rule.status} {phrase}\n"
-    retry = "" if retry_after is None else f"Retry-After: {retry_after}\r\n"
     head = (
-        f"HTTP/1.1 {rule.status} {phrase}\r\n{standing}Content-Type: text/plain\r\n{retry}"
+        f"HTTP/1.1 {rule.status} {phrase}\r\n{standing}Content-Type: text/plain\r\n{rule.fields}"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return (head + ("" if is_head else body)).encode("latin-1")

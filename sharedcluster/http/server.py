@@ -115,8 +115,7 @@ class Server:
             peer: The client's address and port, None on a unix socket.
             proxied: What a PROXY head said when the connection was served by another worker.
         """
-        if os.get_blocking(fd):
-            os.set_blocking(fd, False)
+        os.set_blocking(fd, False)
         if self._timer is None:
             self._start_clock()
         self.counters.accepted += 1
@@ -233,7 +232,9 @@ class Server:
             environ = exchange.head.environ
             if exchange.request_id is not None:
                 environ = {**environ, "sharedcluster.request_id": exchange.request_id}
-            self._log_access(environ, exchange.response.code, exchange.bytes_out, seconds)
+            self._log_access(
+                environ, exchange.response.code, exchange.bytes_out - len(exchange.response.data), seconds
+            )
 
     def count_refusal(self, refused: Refused, connection: Connection) -> None:
         """A message was refused."""

@@ -19,7 +19,7 @@ from sharedcluster.http import policy
 from sharedcluster.http.connection import IDLE, Connection
 from sharedcluster.http.response import refusal
 from sharedcluster.http.transport import READ, ClientGone, os_read, os_write
-from sharedcluster.http.upgrade import TakenTlsSocket
+from sharedcluster.http.upgrade import Pump, TakenSocket
 
 if TYPE_CHECKING:
     from sharedcluster.http.settings import Environ, Proxied
@@ -90,7 +90,7 @@ class TlsConnection(Connection):
     """A connection whose transport encrypts."""
 
     has_sendfile = False
-    __slots__ = ("_has_shaken", "_incoming", "_outgoing", "_tls", "_unsent")
+    __slots__ = ("_has_shaken", "_incoming", "_outgoing", "_pump", "_tls", "_unsent")
 
     def __init__(
         self,
@@ -107,6 +107,7 @@ class TlsConnection(Connection):
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._pump: Pump | None = None
         self._unsent = b""
         self._has_shaken = False
 
@@ -194,9 +195,28 @@ class TlsConnection(Connection):
         with contextlib.suppress(OSError):
             self._flush()
 
-    def make_socket(self, prefix: bytes) -> TakenTlsSocket:
-        """The library's socket; encryption stays here."""
-        return TakenTlsSocket(self, prefix)
+    def make_socket(self, prefix: bytes) -> TakenSocket:
+        """One end of a pair; the other is joined to this connection, which the loop goes on reading."""
+        self._is_held = False
+        self._pump = Pump(self, prefix)
+        return self._pump.outer
+
+    def on_taken_data(self, data: bytes) -> None:
+        """For the library."""
+        if self._pump is not None:
+            self._pump.feed(data)
+
+    def end_taken(self) -> None:
+        """The library is done: the pump sends what is left, then closes."""
+        if self._taken is not None:
+            self._taken.close()
+
+    def close(self) -> None:
+        """As the plain one."""
+        pump, self._pump = self._pump, None
+        super().close()
+        if pump is not None:
+            pump.close()
 
     @property
     def is_releasable(self) -> bool:

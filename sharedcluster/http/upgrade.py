@@ -10,12 +10,12 @@ and the library ends as it does when a client leaves. No frame is sent into the 
 
 from __future__ import annotations
 
+import _socket
 import contextlib
-import ssl
 from typing import TYPE_CHECKING, Any
 
+import gevent
 import gevent.socket
-from gevent import get_hub
 
 if TYPE_CHECKING:
     from sharedcluster.http.connection import Connection
@@ -71,6 +71,9 @@ class TakenSocket(gevent.socket.socket):  # type: ignore[misc]  # gevent ships n
 
     def send(self, data: Any, *flags: int) -> int:
         """All of `data`, unlike socket.send: libraries do not look at what it returns, and half a frame is none."""
+        if self._senders:  # gevent's sendall is made of this
+            sent: int = super().send(data, *flags)
+            return sent
         self.sendall(data, *flags)
         return len(data)
 
@@ -90,76 +93,63 @@ class TakenSocket(gevent.socket.socket):  # type: ignore[misc]  # gevent ships n
                 self._sock.send(GOING_AWAY)
 
 
-class TakenTlsSocket:
-    """An encrypted connection as what WebSocket libraries use of a socket."""
+class Pump:
+    """Joins an encrypted connection to a pair of plain sockets, one end of which the library gets.
 
-    def __init__(self, connection: Any, prefix: bytes) -> None:
+    So the library has a real socket with a descriptor it can select on, and none of OpenSSL's buffers behind its back.
+    """
+
+    def __init__(self, connection: Connection, data: bytes) -> None:
+        ours, theirs = _socket.socketpair()
+        self.outer = TakenSocket(theirs.detach(), b"")
         self._connection = connection
-        self._prefix = prefix
-        self._senders = 0
-        self._was_told = False
-        self._timeout: float | None = None
+        self._inner = gevent.socket.socket(fileno=ours.detach())
+        self._writable: Any = connection.server.loop.io(self._inner.fileno(), 2)
+        self._pending = data
+        self._is_at_end = False
+        self._flush()
+        gevent.spawn(self._send_on)
 
-    def fileno(self) -> int:
-        """The descriptor. What it says about readiness is about the wire, not about what has been decrypted."""
-        fd: int = self._connection.fd
-        return fd
+    def feed(self, data: bytes) -> None:
+        """From the loop: decrypted bytes for the library, b"" at the end. What it leaves holds the client back."""
+        if data:
+            self._pending += data
+        else:
+            self._is_at_end = True
+            self._connection.unwatch()
+        self._flush()
 
-    def settimeout(self, seconds: float | None) -> None:
-        """Seconds a recv may wait."""
-        self._timeout = seconds
-
-    def gettimeout(self) -> float | None:
-        """What settimeout was told."""
-        return self._timeout
-
-    def recv(self, size: int) -> bytes:
-        """Wait for bytes; b"" at the end."""
-        while not self._prefix:
-            try:
-                data = self._connection.receive()
-                if not data:
-                    return b""
-                self._prefix = data
-            except BlockingIOError:
-                self._wait_readable()
-            except ssl.SSLError:
-                return b""
-        data, self._prefix = self._prefix[:size], self._prefix[size:]
-        return data
-
-    def _wait_readable(self) -> None:
-        watcher = get_hub().loop.io(self._connection.fd, 1)
+    def _flush(self) -> None:
         try:
-            if self._timeout is None:
-                get_hub().wait(watcher)
-            else:
-                with gevent.Timeout(self._timeout, TimeoutError("timed out")):
-                    get_hub().wait(watcher)
-        finally:
-            watcher.close()
+            if self._pending:
+                self._pending = self._pending[self._inner._sock.send(self._pending) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._pending = b""  # the library has closed its end
+        if self._pending:
+            self._connection.unwatch()
+            self._writable.start(self._flush)
+            return
+        self._writable.stop()
+        if self._is_at_end:
+            with contextlib.suppress(OSError):
+                self._inner._sock.shutdown(_socket.SHUT_WR)
+        else:
+            self._connection.watch()
 
-    def send(self, data: Any) -> int:
-        """All of `data`."""
-        self._senders += 1
+    def _send_on(self) -> None:
+        """In a greenlet of its own: what the library writes goes out encrypted, and its end is the connection's."""
         try:
-            self._connection.send(bytes(data))
-        finally:
-            self._senders -= 1
-        return len(data)
-
-    sendall = send
-
-    def shutdown(self, how: int) -> None:
-        """Say the end of what is sent."""
-        self._connection.say_end()
+            while data := self._inner.recv(65536):
+                self._connection.send(data)
+            self._connection.say_end()
+        except OSError:
+            pass
+        self._connection.close()
 
     def close(self) -> None:
-        """Nothing: the engine closes the connection when the request ends."""
-
-    def say_goodbye(self) -> None:
-        """As TakenSocket's."""
-        if not self._senders and not self._was_told:
-            self._was_told = True
-            with contextlib.suppress(OSError):
-                self._connection.answer(GOING_AWAY)
+        """The connection is closed: the library reads the end."""
+        self._writable.stop()
+        self._writable.close()
+        self._inner.close()

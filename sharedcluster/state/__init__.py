@@ -6,26 +6,44 @@ in it hangs on two connections, the data connection (`connection.GroupCommit`) a
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from sharedcluster.errors import Bug
+from sharedcluster.errors import Bug, RedisNeededError, StateUnavailableError
 from sharedcluster.state.broadcast import Broadcast
 from sharedcluster.state.cache import Cache
+from sharedcluster.state.checks import check_server
 from sharedcluster.state.codec import make_codec
-from sharedcluster.state.connection import Address, GroupCommit
+from sharedcluster.state.connection import Address, GroupCommit, ReplyError
+from sharedcluster.state.leases import LeaseKeeper
 from sharedcluster.state.near import Near
+from sharedcluster.state.primitives import Counter, DictRecord, DictWatchers, Lock, LockRoom, RateLimit, SharedDict
+from sharedcluster.state.schedule import Leader, Schedule
 from sharedcluster.state.sessions import SessionStore
 from sharedcluster.state.settings import StateSettings
 from sharedcluster.state.subscriber import Subscriber
 
-__all__ = ["SharedState", "StateFacts", "StateSettings", "live_states"]
+__all__ = ["SharedState", "StateFacts", "StateSettings", "live_states", "process_id"]
+
+log = logging.getLogger("sharedcluster.state")
+
+# A system call per use would be a noticeable part of a warm read.
+_PROCESS = [os.getpid()]
+os.register_at_fork(after_in_child=lambda: _PROCESS.__setitem__(0, os.getpid()))
+
+
+def process_id() -> int:
+    """`os.getpid()`, remembered until the next fork."""
+    return _PROCESS[0]
+
 
 _LIVE: weakref.WeakSet[SharedState] = weakref.WeakSet()
 
@@ -69,16 +87,31 @@ class SharedState:
         self.commit = GroupCommit(self.address, settings)
         self.subscriber = Subscriber(self.address, self.commit, namespace, settings)
         channel, codec = f"{namespace}:inv", make_codec(settings.codec)
+        self._channel, self._codec = channel, codec
+        self._keeper = LeaseKeeper(self.commit)
+        self._locks = LockRoom(self.commit, self._keeper, namespace, channel)
+        self._watchers = DictWatchers()
+        self._dict_near: Near[DictRecord] = self._make_near(settings.near_max_age)
+        self.leader = Leader(self._locks)
+        self.schedule = Schedule(self.commit, namespace)
         self._session_near = self._make_near(settings.session_near_max_age)
         self.sessions = SessionStore(self.commit, self._session_near, namespace, channel, codec, settings, self.counts)
         self.cache = Cache(
-            self.commit, self._make_near(settings.near_max_age), namespace, channel, codec, settings, self.counts
+            self.commit,
+            self._make_near(settings.near_max_age),
+            namespace,
+            channel,
+            codec,
+            settings,
+            self.counts,
+            self._keeper,
         )
         self.broadcast = Broadcast(self.commit, self.subscriber, namespace, codec, settings, self.counts)
         self.subscriber.listen(channel, self._hear_invalidation)
-        self.subscriber.on_gap += [self._session_near.forget, self.cache.near.forget]
-        self.subscriber.on_pulse.append(self.cache.renew_leases)
-        self._pid = os.getpid()
+        for near in (self._session_near, self.cache.near, self._dict_near):
+            self.subscriber.on_gap.append(near.forget)
+        self.subscriber.on_gap.append(self._watchers.hear_gap)
+        self._pid = process_id()
         self._is_started = False
         self._start_lock = threading.Lock()
 
@@ -94,24 +127,77 @@ class SharedState:
         Raises:
             Bug: This object was made before a fork and used after it.
         """
-        if self._pid != os.getpid():
-            raise Bug(f"shared state of process {self._pid} used in process {os.getpid()}: make it after the fork")
+        if self._pid != process_id():
+            raise Bug(f"shared state of process {self._pid} used in process {process_id()}: make it after the fork")
         with self._start_lock:
             if not self._is_started:
                 self._is_started = True
                 _LIVE.add(self)
+                self.subscriber.on_first_pulse += [self._load_scripts, self._report_check]
+                self.subscriber.on_gap.append(self._load_scripts_soon)
                 self.subscriber.start()
+
+    def check(self) -> list[str]:
+        """See `checks.check_server`: warnings, or RedisNeededError."""
+        return check_server(self.address, self.namespace)
+
+    def _load_scripts(self) -> None:
+        """So that no request has to send a text; if it fails, the first that needs a script does it."""
+        with suppress(StateUnavailableError, ReplyError):
+            self.commit.load_scripts()
+
+    def _load_scripts_soon(self) -> None:
+        threading.Thread(target=self._load_scripts, name="sharedcluster-scripts", daemon=True).start()
+
+    def _report_check(self) -> None:
+        """Once, in the background: what is wrong is logged in words, while requests get their 503."""
+        try:
+            for warning in self.check():
+                log.warning("%s", warning)
+        except RedisNeededError as error:
+            log.error("%s", error)  # noqa: TRY400 - the text says it all, a traceback would only hide it
 
     def drain(self) -> None:
         """The worker ends soon: streams are closed so that they resume elsewhere; sessions and cache go on working."""
         self.broadcast.drain()
+        self.schedule.stop()
+        threading.Thread(target=self.leader.resign, name="sharedcluster-resign", daemon=True).start()
 
     def close(self) -> None:
         """Let go of Redis."""
         _LIVE.discard(self)
         self.broadcast.close()
+        self.schedule.stop()
+        self.leader.resign()
         self.subscriber.close()
         self.commit.close()
+
+    # -- primitives ------------------------------------------------------------------------------------------------
+
+    def lock(
+        self,
+        name: str,
+        *,
+        timeout: float = 10.0,
+        wait: float | None = 10.0,
+        on_lost: Callable[[], object] | None = None,
+    ) -> Lock:
+        """A lock; see `primitives.Lock`."""
+        return Lock(self._locks, name, timeout=timeout, wait=wait, on_lost=on_lost)
+
+    def counter(self, name: str) -> Counter:
+        """A counter; see `primitives.Counter`."""
+        return Counter(self.commit, self.namespace, name)
+
+    def dict(self, name: str) -> SharedDict:
+        """A dict; see `primitives.SharedDict`."""
+        return SharedDict(
+            self.commit, self._dict_near, self._watchers, self.namespace, self._channel, self._codec, name
+        )
+
+    def rate_limit(self, name: str, limit: int, per: float) -> RateLimit:
+        """A rate limit; see `primitives.RateLimit`."""
+        return RateLimit(self.commit, self.namespace, name, limit, per)
 
     def wait_ready(self, timeout: float) -> bool:
         """True once the subscriber's delivery is proven, so that near caches work; False after `timeout` seconds."""
@@ -133,7 +219,7 @@ class SharedState:
         return StateFacts(self.address.public, state, latency, self.subscriber.gaps, counts)
 
     def _hear_invalidation(self, payload: bytes) -> None:
-        """`kind mark name`: s session, c cached value, t tag; the mark is `-` for a deletion."""
+        """`kind mark name`: s session, c cached value, t tag, d dict, l lock; the mark is `-` for a deletion."""
         kind, mark, raw = payload.split(b" ", 2)
         name = raw.decode()
         mark = b"" if mark == b"-" else mark
@@ -143,8 +229,13 @@ class SharedState:
             self.cache.hear(name, mark)
         elif kind == b"t":
             self.cache.hear_tag(name)
+        elif kind == b"d":
+            self._dict_near.invalidate(name, mark)
+            self._watchers.hear(name)
+        elif kind == b"l":
+            self._locks.hear(name)
 
 
 def live_states() -> list[SharedState]:
     """The started ones of this process: what a worker drains, closes and reports without knowing Flask."""
-    return [state for state in _LIVE if state._pid == os.getpid()]
+    return [state for state in _LIVE if state._pid == process_id()]

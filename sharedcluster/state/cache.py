@@ -34,6 +34,7 @@ from urllib.parse import quote
 from sharedcluster.errors import StateUnavailableError
 from sharedcluster.state.codec import Codec
 from sharedcluster.state.connection import Argument, Command, GroupCommit, script_command
+from sharedcluster.state.leases import Lease, LeaseKeeper
 from sharedcluster.state.near import Near
 from sharedcluster.state.settings import StateSettings
 
@@ -79,9 +80,11 @@ class Cache:
         codec: Codec,
         settings: StateSettings,
         counts: dict[str, int],
+        keeper: LeaseKeeper,
     ) -> None:
         self.codec = codec
         self.near = near
+        self._keeper = keeper
         self._commit = commit
         self._namespace = namespace
         self._tag_prefix = f"{namespace}:t:"
@@ -91,7 +94,6 @@ class Cache:
         self._flights: dict[str, _Flight] = {}
         self._refreshing: set[str] = set()
         self._waiting: dict[str, list[threading.Event]] = {}
-        self._leases: dict[str, str] = {}
         self._lock = threading.Lock()
 
     # -- plain use -------------------------------------------------------------------------------------------------
@@ -211,8 +213,10 @@ class Cache:
 
     def _fly(self, flight: _Flight, job: _Job) -> Any:
         try:
-            flight.value = self._look_up_or_compute(job)
-            return flight.value
+            value, is_for_all = self._look_up_or_compute(job)
+            if is_for_all:
+                flight.value = value
+            return value
         except BaseException as error:
             flight.error = error
             raise
@@ -222,24 +226,30 @@ class Cache:
                     del self._flights[job.name]
             flight.done.set()
 
-    def _look_up_or_compute(self, job: _Job) -> Any:
+    def _look_up_or_compute(self, job: _Job) -> tuple[Any, bool]:
+        """The value, and whether those who wait may have it too: what is not kept is not handed around either."""
         give_up_at = time.monotonic() + self._settings.cache_wait_timeout
         while True:
             try:
                 found = self._ask(job)
             except StateUnavailableError:
                 self._counts["cache_unavailable"] += 1
-                return job.compute()
+                return self._compute_only(job)
             if isinstance(found, CacheEntry):
-                return self._use(found, job)
+                return self._use(found, job), True
             if isinstance(found, _Lease):
                 return self._compute_and_store(job, found)
             if time.monotonic() >= give_up_at:
-                return job.compute()
+                return self._compute_only(job)
+
+    @staticmethod
+    def _compute_only(job: _Job) -> tuple[Any, bool]:
+        value = job.compute()
+        return value, job.keep(value)
 
     def _ask(self, job: _Job, ignore: str = "") -> CacheEntry | _Lease | None:
         """One round trip: a value, the lease, or None after having waited for the one who holds it."""
-        token, event = secrets.token_hex(8), threading.Event()
+        token, event, asked_at = secrets.token_hex(8), threading.Event(), time.monotonic()
         with self._lock:
             self._waiting.setdefault(job.name, []).append(event)  # before asking, so that no message is missed
         try:
@@ -256,7 +266,8 @@ class Cache:
                 return self._take(job.name, reply[1], reply[2], begun)
             if reply[0] == 2:
                 self._counts["cache_misses"] += 1
-                return _Lease(token, reply[1], begun)
+                ttl = self._settings.cache_lease_timeout
+                return _Lease(Lease(self._lease(job.name), token, ttl, asked_at), reply[1], begun)
             if not ignore:
                 self._counts["cache_waits"] += 1
                 # The message normally comes; the bound is for the case that the holder died or the message was missed.
@@ -269,9 +280,8 @@ class Cache:
                 if not events:
                     del self._waiting[job.name]
 
-    def _compute_and_store(self, job: _Job, lease: _Lease) -> Any:
-        key = self._lease(job.name)
-        self._leases[key] = lease.token
+    def _compute_and_store(self, job: _Job, lease: _Lease) -> tuple[Any, bool]:
+        self._keeper.keep(lease.lease)
         started_at = time.monotonic()
         is_stored = False
         try:
@@ -279,15 +289,15 @@ class Cache:
             if job.keep(value):
                 is_stored = True
                 self._store_leased(job, lease, value, time.monotonic() - started_at)
-            return value
+            return value, is_stored
         finally:
-            self._leases.pop(key, None)
+            self._keeper.let_go(lease.lease)
             if not is_stored:
                 # Nobody shall wait for a value that will not come.
                 with suppress(StateUnavailableError):
                     self._commit.many(
                         [
-                            script_command("compare_delete", [key], [lease.token]),
+                            script_command("compare_delete", [lease.lease.key], [lease.lease.token]),
                             ("PUBLISH", self._channel, f"c - {job.name}"),
                         ],
                         idempotent=True,
@@ -298,7 +308,7 @@ class Cache:
         raw = self.codec.encode(value)
         ttl_ms, stale_ms = int(job.ttl * 1000), int(job.stale * 1000)
         args: list[Argument] = [
-            lease.token,
+            lease.lease.token,
             lease.head,
             _body(etag, ttl_ms, stale_ms, cost, raw),
             ttl_ms and ttl_ms + stale_ms,
@@ -322,15 +332,6 @@ class Cache:
             )
         else:
             self._counts["cache_stale_sets_refused"] += 1
-
-    def renew_leases(self) -> None:
-        """Keep the leases of running computations; called about once per second."""
-        commands = [
-            script_command("compare_expire", [key], [token, self._lease_ms])
-            for key, token in list(self._leases.items())
-        ]
-        if commands:
-            self._commit.many(commands, idempotent=True)
 
     # -- freshness -------------------------------------------------------------------------------------------------
 
@@ -514,7 +515,7 @@ class _Job:
 class _Lease:
     """The right to compute one key. `head` are the versions of its tags from before the computation."""
 
-    token: str
+    lease: Lease
     head: bytes
     begun: int
 

@@ -50,20 +50,22 @@ Argument = str | bytes | int | float
 Command = tuple[Argument, ...]
 
 # A reply with one of these codes says that this server cannot do its job now; it is not the command's fault.
-UNAVAILABLE_CODES = frozenset(
-    """
-    LOADING MASTERDOWN READONLY MISCONF CLUSTERDOWN TRYAGAIN NOREPLICAS OOM BUSY NOAUTH WRONGPASS NOPERM
-    """.split()
-)
+# fmt: off
+UNAVAILABLE_CODES = frozenset((
+    "LOADING", "MASTERDOWN", "READONLY", "MISCONF", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "OOM", "BUSY", "NOAUTH",
+    "WRONGPASS", "NOPERM",
+))
+# fmt: on
 # With these the connection itself is of no more use: after a failover it leads to a replica, or to nobody.
 RECONNECT_CODES = frozenset(("READONLY", "MASTERDOWN", "LOADING", "NOAUTH"))
 # These would hold up every other command of the worker, or change what the shared connection is.
-EXCLUSIVE_COMMANDS = frozenset(
-    """
-    BLPOP BRPOP BLMOVE BRPOPLPUSH BLMPOP BZPOPMIN BZPOPMAX BZMPOP WAIT WAITAOF SUBSCRIBE PSUBSCRIBE SSUBSCRIBE
-    MONITOR WATCH MULTI EXEC DISCARD SELECT AUTH HELLO RESET QUIT
-    """.split()
-)
+# fmt: off
+EXCLUSIVE_COMMANDS = frozenset((
+    "BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "WAIT", "WAITAOF", "WATCH",
+    "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR", "MULTI", "EXEC", "DISCARD", "SELECT", "AUTH", "HELLO", "RESET",
+    "QUIT",
+))
+# fmt: on
 
 
 class ReplyError(Exception):
@@ -308,7 +310,7 @@ class GroupCommit:
         replies = self.exchange(b"".join(map(pack, commands)), len(commands), idempotent)
         for index, reply in enumerate(replies):
             if isinstance(reply, ReplyError):
-                replies[index] = self._second_try(commands[index], reply)
+                replies[index] = self._second_try(commands[index], reply, idempotent)
         return replies
 
     def transaction(self, commands: Sequence[Command], *, idempotent: bool = False) -> list[Any]:
@@ -336,6 +338,11 @@ class GroupCommit:
         if isinstance(reply, ReplyError):
             raise self._as_error(reply)
         return reply
+
+    def load_scripts(self) -> None:
+        """Make all scripts known to the server, in one round trip."""
+        names = sorted(entry.name[:-4] for entry in _SCRIPTS.iterdir() if entry.name.endswith(".lua"))
+        self.many([("SCRIPT", "LOAD", script_text(_script_sha(name))) for name in names], idempotent=True)
 
     def close(self) -> None:
         """Close the connection; later commands fail."""
@@ -376,11 +383,10 @@ class GroupCommit:
 
     def _wait(self, ticket: _Ticket) -> None:
         """Sleep until the ticket is answered, failed, or given the lead."""
-        # Twice: the exchange under way and our own. It is a bound of last resort; leaders have their own timeouts.
-        patience = 2 * (self._settings.connect_timeout + self._settings.socket_timeout) + 0.5
+        # Without a timeout of its own, which would cost a timer per command: whoever leads is bounded by those of the
+        # socket, and wakes everybody it answers, fails or passes the lead to, whatever happens to itself.
         try:
-            if not ticket.wake.acquire(timeout=patience):
-                self._abandon(ticket)
+            ticket.wake.acquire()
         except BaseException:  # killed while waiting
             self._abandon(ticket)
             raise
@@ -390,7 +396,7 @@ class GroupCommit:
         with self._lock:
             ticket.abandoned = True
             batch, ticket.batch = ticket.batch, None
-            ticket.fail("it was not this command's turn in time")
+            ticket.fail("its caller has gone")
             if batch is not None:
                 self._queue.extendleft(reversed(batch))
         if batch is not None:
@@ -480,10 +486,10 @@ class GroupCommit:
 
     # -- error replies ---------------------------------------------------------------------------------------------
 
-    def _second_try(self, command: Command, reply: ReplyError) -> Any:
+    def _second_try(self, command: Command, reply: ReplyError, idempotent: bool) -> Any:
         """Send a script's text if that was all that was missing; raise otherwise."""
         if reply.code == "NOSCRIPT" and command[0] == "EVALSHA":
-            return self.call("EVAL", script_text(str(command[1])), *command[2:])
+            return self.call("EVAL", script_text(str(command[1])), *command[2:], idempotent=idempotent)
         raise self._as_error(reply)
 
     @staticmethod
@@ -495,12 +501,13 @@ class GroupCommit:
 
 # -- scripts ----------------------------------------------------------------------------------------------------------
 
+_SCRIPTS = files("sharedcluster.state").joinpath("scripts")
 _TEXTS: dict[str, str] = {}
 
 
 @cache
 def _script_sha(name: str) -> str:
-    text = files("sharedcluster.state").joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")
+    text = _SCRIPTS.joinpath(f"{name}.lua").read_text(encoding="utf-8")
     sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()  # what Redis names a script by
     _TEXTS[sha] = text
     return sha

@@ -1,7 +1,7 @@
 """The session cookie: an unguessable id, the version its holder has seen, and when it was issued, signed.
 
-``v1.<id>.<version>.<issued>.<signature>``: id is 256 bits in base64url, version and issued are base 36, the signature
-is HMAC-SHA256 over everything before it. The signature keeps garbage away from Redis and makes the version something
+``v1.<id>.<version>.<issued>.<signature>``: id is 256 bits in base64url, version and issued are hexadecimal, the
+signature is HMAC-SHA256 over everything before it. It keeps garbage away from Redis and makes the version something
 a worker may rely on: a near copy may be used only if it is at least that new.
 """
 
@@ -12,33 +12,34 @@ import hmac
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-
-
-def _base36(number: int) -> str:
-    text = ""
-    while number:
-        number, digit = divmod(number, 36)
-        text = _DIGITS[digit] + text
-    return text or "0"
+KNOWN_LIMIT = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cookie:
-    """What a client holds. `issued` is seconds since the epoch, by the clock of the worker that signed it."""
+    """What a client holds. `issued` is milliseconds since the epoch, by the clock of the worker that signed it.
+
+    Shared by requests, so nobody changes it; it is not frozen only because that makes it dearer to create.
+    """
 
     sid: str
     version: int
     issued: int
     is_current: bool = True  # signed with the current key, not with a fallback
+    _name: str = field(default="", compare=False, repr=False)
 
     @property
     def name(self) -> str:
         """What the session is called in Redis: who reads a dump or a slow log there cannot use it as a cookie."""
-        return hashlib.sha256(self.sid.encode()).hexdigest()[:32]
+        if not self._name:
+            self._name = hashlib.sha256(self.sid.encode()).hexdigest()[:32]
+        return self._name
+
+    def renewed(self, version: int, issued: int) -> Cookie:
+        """The same session's next cookie."""
+        return Cookie(self.sid, version, issued, True, self._name)
 
 
 def new_sid(nbytes: int = 32) -> str:
@@ -57,25 +58,37 @@ class CookieSigner:
     def __init__(self, secret_keys: Sequence[str | bytes], salt: str = "sharedcluster.session") -> None:
         raw = [key.encode() if isinstance(key, str) else key for key in secret_keys]
         self._keys = [hmac.digest(key, salt.encode(), "sha256") for key in raw]
+        # A client sends one cookie with each request until it gets another, and most come from this worker: knowing
+        # them saves the parsing, the HMAC and the hash, which together cost as much as the rest of a warm read.
+        self._known: dict[str, Cookie] = {}
 
     def sign(self, cookie: Cookie) -> str:
         """The cookie's text."""
-        text = f"v1.{cookie.sid}.{_base36(cookie.version)}.{_base36(cookie.issued)}"
-        return f"{text}.{_signature(self._keys[0], text)}"
+        text = f"v1.{cookie.sid}.{cookie.version:x}.{cookie.issued:x}"
+        value = f"{text}.{_signature(self._keys[0], text)}"
+        self._remember(value, cookie)
+        return value
 
     def verify(self, value: str) -> Cookie | None:
         """The cookie, if it was signed with one of the keys; None for anything else."""
+        if (known := self._known.get(value)) is not None:
+            return known
         text, _, signature = value.rpartition(".")
         parts = text.split(".")
         if len(parts) != 4 or parts[0] != "v1" or not value.isascii():
             return None
         for index, key in enumerate(self._keys):
             if hmac.compare_digest(_signature(key, text), signature):
-                return Cookie(parts[1], int(parts[2], 36), int(parts[3], 36), index == 0)
+                cookie = Cookie(parts[1], int(parts[2], 16), int(parts[3], 16), index == 0)
+                self._remember(value, cookie)
+                return cookie
         return None
 
+    def _remember(self, value: str, cookie: Cookie) -> None:
+        if len(self._known) >= KNOWN_LIMIT:
+            self._known.clear()
+        self._known[value] = cookie
 
-@lru_cache(maxsize=4096)
+
 def _signature(key: bytes, text: str) -> str:
-    # Cached: a client sends the same cookie with each request, and one HMAC costs as much as the rest of a warm read.
     return urlsafe_b64encode(hmac.digest(key, text.encode(), "sha256")).decode().rstrip("=")

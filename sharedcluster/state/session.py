@@ -6,9 +6,9 @@ looked at is encoded again at the end and compared with the bytes it came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sharedcluster.state.codec import Codec, CodecError
 from sharedcluster.state.cookie import Cookie
@@ -30,7 +30,7 @@ class SessionRecord:
     @property
     def size(self) -> int:
         """Bytes, roughly."""
-        return 200 + sum(len(name) + len(value) + 80 for name, value in self.fields.items())
+        return 200 + 100 * len(self.fields) + sum(map(len, self.fields.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,41 +44,47 @@ class SessionDelta:
         return bool(self.written or self.removed)
 
 
-class SessionLoader:
-    """Where a session comes from when it is first looked at; `sessions.SessionStore` is the one there is."""
+class SessionSource(Protocol):
+    """Where one request's session comes from."""
 
-    codec: Codec
+    @property
+    def codec(self) -> Codec:
+        """Decodes the stored values."""
 
-    def load(self, read_cookie: Callable[[], Cookie | None]) -> tuple[Cookie | None, SessionRecord | None]:
-        """The cookie, if there is a valid one, and what Redis holds for it."""
-        raise NotImplementedError
+    @property
+    def idle(self) -> float:
+        """Seconds the session lives without being used."""
+
+    def fetch(self, *, fresh: bool = False) -> tuple[Cookie | None, SessionRecord | None]:
+        """The cookie, if there is a valid one, and what Redis holds for it; `fresh` passes by this worker's memory."""
 
 
 class Session(MutableMapping[str, Any]):
     """A dict whose content lives in Redis.
 
     Args:
-        loader: Asked once, when the session is first looked at.
-        read_cookie: Finds and verifies the client's cookie.
+        source: Asked once, when the session is first looked at.
     """
 
     accessed = False
 
-    def __init__(self, loader: SessionLoader, read_cookie: Callable[[], Cookie | None]) -> None:
-        self._loader = loader
-        self._read_cookie = read_cookie
-        self._is_loaded = False
-        self._cookie: Cookie | None = None
-        self._record: SessionRecord | None = None
-        self._stored: dict[str, bytes] = {}  # not yet decoded and neither written nor removed, or the base of it
-        self._values: dict[str, Any] = {}
-        self._written: set[str] = set()
-        self._removed: set[str] = set()
-        self._was_cleared = False
-        self._is_forced = False
-        self._wants_rotation = False
-        self._wanted_user: str | None = None
-        self._is_saved = False
+    # Most requests never look at their session: what it needs when it is looked at is made then.
+    _is_loaded = False
+    _is_saved = False
+    _is_forced = False
+    _was_cleared = False
+    _wants_rotation = False
+    _wanted_user: str | None = None
+    _cookie: Cookie | None = None
+    _record: SessionRecord | None = None
+    _codec: Codec
+    _stored: Mapping[str, bytes]  # what was loaded; never changed
+    _values: dict[str, Any]  # what was decoded or set
+    _written: set[str]
+    _removed: set[str]
+
+    def __init__(self, source: SessionSource) -> None:
+        self._source = source
 
     # -- what an application uses ----------------------------------------------------------------------------------
 
@@ -111,7 +117,7 @@ class Session(MutableMapping[str, Any]):
     @property
     def modified(self) -> bool:
         """True if something was set or removed; changes inside values are found without it. May be set."""
-        return bool(self._is_forced or self._written or self._removed or self._was_cleared)
+        return bool(self._is_forced or self._was_cleared or (self._is_loaded and (self._written or self._removed)))
 
     @modified.setter
     def modified(self, value: bool) -> None:
@@ -145,7 +151,7 @@ class Session(MutableMapping[str, Any]):
             self._load()
         value = self._values.get(key, _MISSING)
         if value is _MISSING and (raw := self._stored.get(key)) is not None and key not in self._removed:
-            value = self._values[key] = self._loader.codec.decode(raw)
+            value = self._values[key] = self._codec.decode(raw)
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -199,10 +205,23 @@ class Session(MutableMapping[str, Any]):
     def _load(self) -> None:
         if self._is_loaded:
             return
-        self._cookie, self._record = self._loader.load(self._read_cookie)
-        if self._record is not None:
-            self._stored = dict(self._record.fields)
-        self._is_loaded = True
+        self._cookie, self._record = self._source.fetch()
+        self._codec = self._source.codec
+        self._stored = self._record.fields if self._record is not None else {}
+        self._values, self._written, self._removed = {}, set(), set()
+        self._is_loaded = self.accessed = True
+
+    @property
+    def idle(self) -> float:
+        """Seconds it lives without being used."""
+        return self._source.idle
+
+    def reload(self) -> None:
+        """Look again at what is stored, passing by this worker's memory. Only before anything was changed."""
+        if not self.modified and self._cookie is not None:
+            self._cookie, self._record = self._source.fetch(fresh=True)
+            self._stored = self._record.fields if self._record is not None else {}
+            self._values.clear()
 
     def delta(self) -> SessionDelta:
         """What is different from what was loaded.
@@ -220,6 +239,6 @@ class Session(MutableMapping[str, Any]):
 
     def _encode(self, key: str, value: Any) -> bytes:
         try:
-            return self._loader.codec.encode(value)
+            return self._codec.encode(value)
         except (TypeError, ValueError) as error:
             raise CodecError(f"session[{key!r}] cannot be stored: {error}") from error

@@ -22,16 +22,19 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from sharedcluster.errors import SharedClusterError
+from sharedcluster.errors import Bug, SharedClusterError
 from sharedcluster.state.codec import Codec
 from sharedcluster.state.connection import Argument, Command, GroupCommit, script_command
 from sharedcluster.state.cookie import Cookie, CookieSigner, new_sid
+from sharedcluster.state.merge import merge
 from sharedcluster.state.near import Near
-from sharedcluster.state.session import Session, SessionDelta, SessionLoader, SessionRecord
+from sharedcluster.state.session import Session, SessionDelta, SessionRecord
 from sharedcluster.state.settings import StateSettings
 
 # A session is touched, and its cookie issued again, when this part of its idle time has passed.
 TOUCH_FRACTION = 0.1
+# How often a merge is tried again under contention before the last writer wins.
+MERGE_ATTEMPTS = 20
 
 
 class SessionTooLargeError(SharedClusterError):
@@ -68,7 +71,7 @@ class SessionInfo:
     version: int
 
 
-class SessionStore(SessionLoader):
+class SessionStore:
     """Loads and saves sessions; knows no Flask.
 
     Args:
@@ -100,38 +103,36 @@ class SessionStore(SessionLoader):
         self._settings = settings
         self._counts = counts
 
-    def open(self, signer: CookieSigner, read_cookies: Callable[[], Iterable[str]]) -> Session:
+    def open(self, signer: CookieSigner, read_cookies: Callable[[], Iterable[str]], idle: float) -> Session:
         """The session of a request; nothing is read or verified until somebody looks at it."""
-        return Session(self, lambda: verify_first(signer, read_cookies()))
+        return Session(_Source(self, signer, read_cookies, idle))
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
-    def load(self, read_cookie: Callable[[], Cookie | None]) -> tuple[Cookie | None, SessionRecord | None]:
-        """See `SessionLoader`. From memory if that is at least as new as the cookie, else from Redis."""
-        cookie = read_cookie()
-        if cookie is None:
-            return None, None
+    def load(self, cookie: Cookie, idle: float, *, fresh: bool = False) -> SessionRecord | None:
+        """What there is for a cookie: from memory if that is at least as new as the cookie, else from Redis."""
         name = cookie.name
         entry = self._near.get(name)
-        if entry is not None and entry.value.version >= cookie.version:
+        # A cookie as old as the idle time may belong to a session that has ended by itself, which sends no message.
+        is_live = _now_ms() < cookie.issued + idle * 1000
+        if entry is not None and is_live and not fresh and entry.value.version >= cookie.version:
             self._counts["session_near_hits"] += 1
             self._near.note_use(name)
-            return cookie, entry.value
+            return entry.value
         begun = self._near.begin()
         record = self._parse(self._commit.call("HGETALL", self._prefix + name, idempotent=True))
         self._counts["session_loads"] += 1
         if record is None:
             self._counts["session_unknown"] += 1
             self._near.drop(name)
-            return cookie, None
+            return None
         if record.version < cookie.version:
             self._counts["session_regressed"] += 1
         self._keep_near(name, record, begun)
-        return cookie, record
+        return record
 
     def _keep_near(self, name: str, record: SessionRecord, begun: int) -> None:
-        max_age = min(self._settings.session_near_max_age, self._settings.session_idle_timeout * TOUCH_FRACTION)
-        self._near.fill(name, record, begun, mark=b"%d" % record.version, size=record.size, max_age=max_age)
+        self._near.fill(name, record, begun, mark=b"%d" % record.version, size=record.size)
 
     @staticmethod
     def _parse(reply: list[bytes]) -> SessionRecord | None:
@@ -159,13 +160,12 @@ class SessionStore(SessionLoader):
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
-    def save(self, session: Session, signer: CookieSigner, *, idle: float, refresh: bool = True) -> SaveOutcome:
+    def save(self, session: Session, signer: CookieSigner, *, refresh: bool = True) -> SaveOutcome:
         """Store what a request changed.
 
         Args:
             session: From `open`. Saving it twice does nothing the second time.
             signer: Signs the new cookie.
-            idle: Seconds it lives without being used.
             refresh: Whether reading it, too, starts a new idle period (throttled).
 
         Raises:
@@ -177,12 +177,12 @@ class SessionStore(SessionLoader):
         session._is_saved = True
         delta = session.delta()
         if session._was_cleared or session._record is None:
-            return self._replace(session, delta, signer, idle)
+            return self._replace(session, delta, signer)
         if delta or session._wants_rotation or session._wanted_user is not None:
-            return self._update(session, delta, signer, idle)
-        return self._refresh(session, signer, idle, refresh)
+            return self._update(session, delta, signer)
+        return self._refresh(session, signer, refresh)
 
-    def _replace(self, session: Session, delta: SessionDelta, signer: CookieSigner, idle: float) -> SaveOutcome:
+    def _replace(self, session: Session, delta: SessionDelta, signer: CookieSigner) -> SaveOutcome:
         """End the old session if there was one, create a new one if there is something to keep."""
         ending: list[Command] = []
         if session._was_cleared and session._cookie is not None:
@@ -194,22 +194,20 @@ class SessionStore(SessionLoader):
             self._commit.many(ending, idempotent=True)
             self._counts["session_destroyed"] += 1
             return _DELETE
-        fresh = Cookie(new_sid(), 0, int(time.time()))
+        fresh = Cookie(new_sid(), 0, _now_ms())
         begun = self._near.begin()
-        save = self._save_command(fresh.name, fresh.name, session, delta, idle, creates=True)
+        save = self._save_command(fresh.name, fresh.name, session, delta, creates=True)
         reply = self._commit.many([*ending, save], idempotent=True)[-1]
         self._counts["session_created"] += 1
         return self._saved(fresh, SessionRecord(0, {}), session, delta, reply, begun, signer)
 
-    def _update(self, session: Session, delta: SessionDelta, signer: CookieSigner, idle: float) -> SaveOutcome:
+    def _update(self, session: Session, delta: SessionDelta, signer: CookieSigner) -> SaveOutcome:
         cookie, base = session._cookie, session._record
         assert cookie is not None
         assert base is not None
         target = Cookie(new_sid(), 0, 0) if session._wants_rotation else cookie
         begun = self._near.begin()
-        save = self._save_command(cookie.name, target.name, session, delta, idle)
-        # A rotation that is sent twice finds its session renamed and would count as gone, so it is sent once.
-        reply = self._commit.many([save], idempotent=target is cookie)[0]
+        reply, delta = self._send(session, delta, cookie.name, target.name)
         if reply[0] == 0:
             # Destroyed or expired between our look and our write: nothing is brought back, and no cookie is set,
             # because the browser may hold a newer session's by now.
@@ -220,6 +218,35 @@ class SessionStore(SessionLoader):
         if target is not cookie:
             self._near.invalidate(cookie.name)
         return self._saved(target, base, session, delta, reply, begun, signer)
+
+    def _send(self, session: Session, delta: SessionDelta, name: str, target: str) -> tuple[list[Any], SessionDelta]:
+        """Run the save script; with merging, until nobody has written our keys since we looked."""
+        merges = self._settings.session_merge
+        for attempt in range(MERGE_ATTEMPTS + 1):
+            is_merging = merges and attempt < MERGE_ATTEMPTS
+            save = self._save_command(name, target, session, delta, merges=is_merging)
+            # Sent twice, a rotation would find its session renamed, and a merge its own effect: those are sent once.
+            reply: list[Any] = self._commit.many([save], idempotent=target == name and not is_merging)[0]
+            if reply[0] != 2:
+                return reply, delta
+            self._counts["session_merges"] += 1
+            delta = self._merge(session, delta, reply[1:])
+        raise Bug("a save that compares nothing cannot conflict")
+
+    def _merge(self, session: Session, delta: SessionDelta, conflicts: list[bytes]) -> SessionDelta:
+        """Bring together what others wrote into our keys and what we did."""
+        written, stored = dict(delta.written), dict(session._stored)
+        for raw_name, theirs in zip(conflicts[::2], conflicts[1::2], strict=True):
+            name = raw_name.decode()
+            key = name[1:] if name.startswith("@@") else name
+            base = stored.get(key)
+            if theirs:
+                mine = self.codec.decode(written[key])
+                merged = merge(self.codec.decode(base) if base else None, self.codec.decode(theirs), mine)
+                written[key] = self.codec.encode(merged)
+            stored[key] = theirs
+        session._stored = stored
+        return SessionDelta(written, delta.removed)
 
     def _saved(
         self,
@@ -247,16 +274,23 @@ class SessionStore(SessionLoader):
         return self._set_cookie(cookie, version, signer)
 
     def _set_cookie(self, cookie: Cookie, version: int, signer: CookieSigner) -> SaveOutcome:
-        return SaveOutcome(CookieAction.SET, signer.sign(Cookie(cookie.sid, version, int(time.time()))))
+        return SaveOutcome(CookieAction.SET, signer.sign(cookie.renewed(version, _now_ms())))
 
     def _save_command(
-        self, name: str, target: str, session: Session, delta: SessionDelta, idle: float, *, creates: bool = False
+        self,
+        name: str,
+        target: str,
+        session: Session,
+        delta: SessionDelta,
+        *,
+        creates: bool = False,
+        merges: bool = False,
     ) -> Command:
         self._check_size(session, delta)
         new_name = target if target != name else ""
         args: list[Argument] = [
             "1" if creates else "0",
-            int(idle * 1000),
+            int(session.idle * 1000),
             int(self._settings.session_absolute_timeout * 1000),
             self._channel,
             self._user_prefix,
@@ -264,7 +298,7 @@ class SessionStore(SessionLoader):
             new_name,
             0 if creates or session._record is None else session._record.version,
             session._wanted_user or "",
-            "0",
+            int(merges),
             len(delta.written),
         ]
         for key, raw in delta.written.items():
@@ -280,21 +314,21 @@ class SessionStore(SessionLoader):
                     f"session[{key!r}] is {len(raw)} bytes, more than SHAREDCLUSTER_SESSION_FIELD_LIMIT"
                     f" ({self._settings.session_field_limit}). Keep large values in the cache or a database."
                 )
-        total = sum(map(len, (session._stored | dict(delta.written)).values()))
+        total = sum(map(len, session._stored.values())) + sum(map(len, delta.written.values()))
         if total > self._settings.session_limit:
             raise SessionTooLargeError(
                 f"the session is {total} bytes, more than SHAREDCLUSTER_SESSION_LIMIT"
                 f" ({self._settings.session_limit}). Keep large values in the cache or a database."
             )
 
-    def _refresh(self, session: Session, signer: CookieSigner, idle: float, refresh: bool) -> SaveOutcome:
+    def _refresh(self, session: Session, signer: CookieSigner, refresh: bool) -> SaveOutcome:
         """Nothing changed: touch it if that is due, and hand out a cookie if this one says too little."""
         cookie, record = session._cookie, session._record
         assert cookie is not None
         assert record is not None
-        is_due = refresh and time.time() - cookie.issued >= idle * TOUCH_FRACTION
+        is_due = refresh and _now_ms() - cookie.issued >= session.idle * 1000 * TOUCH_FRACTION
         if is_due or session._is_forced:
-            args: list[Argument] = [int(idle * 1000), self._user_prefix, cookie.name]
+            args: list[Argument] = [int(session.idle * 1000), self._user_prefix, cookie.name]
             if not self._commit.script("session_touch", [self._prefix + cookie.name], args, idempotent=True):
                 self._near.invalidate(cookie.name)
                 return _KEEP
@@ -343,12 +377,34 @@ class SessionStore(SessionLoader):
         return sorted(found, key=lambda info: info.created_at)
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A session's source outside Flask; see `session.SessionSource`."""
+
+    store: SessionStore
+    signer: CookieSigner
+    read_cookies: Callable[[], Iterable[str]]
+    idle: float
+
+    @property
+    def codec(self) -> Codec:
+        return self.store.codec
+
+    def fetch(self, *, fresh: bool = False) -> tuple[Cookie | None, SessionRecord | None]:
+        cookie = verify_first(self.signer, self.read_cookies())
+        return cookie, self.store.load(cookie, self.idle, fresh=fresh) if cookie is not None else None
+
+
 def verify_first(signer: CookieSigner, values: Iterable[str]) -> Cookie | None:
     """The first value that is ours: a browser may send several cookies of one name, for several paths."""
     for value in values:
         if (cookie := signer.verify(value)) is not None:
             return cookie
     return None
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _stored_name(key: str) -> str:

@@ -27,7 +27,6 @@ class StateSettings:
     near_max_age: float = 60.0
 
     # Sessions.
-    session_idle_timeout: float = 31 * 86400.0
     session_absolute_timeout: float = 0.0  # 0: none
     session_near_max_age: float = 30.0
     session_limit: int = 64 * 1024

@@ -46,9 +46,10 @@ class Subscriber:
 
     def __init__(self, address: Address, commit: GroupCommit, namespace: str, settings: StateSettings) -> None:
         self.on_gap: list[Callable[[], None]] = []
-        self.on_pulse: list[Callable[[], None]] = []  # run about once per heartbeat interval, in the pulse's thread
+        self.on_first_pulse: list[Callable[[], None]] = []  # run once, in the pulse's thread
         self.gaps = 0
         self.messages = 0
+        self.beats = 0  # commands the pulse has sent
         self.proven_at = float("-inf")
         self.latency = 0.0  # seconds a heartbeat took to come back
         self._address = address
@@ -57,9 +58,11 @@ class Subscriber:
         self._heartbeat_channel = f"{namespace}:hb:{secrets.token_hex(8)}"
         self._handlers: dict[bytes, Handler] = {}
         self._confirmed: dict[bytes, threading.Event] = {}
+        self._on_confirmed: dict[bytes, Callable[[], None]] = {}
         self._lock = threading.Lock()
         self._wire: Wire | None = None
         self._connected_at = 0.0
+        self._awake_since = 0.0
         self._connections = 0
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -71,11 +74,17 @@ class Subscriber:
         """True while delivery is proven (law 3)."""
         return time.monotonic() - self.proven_at < self._settings.trust_timeout
 
-    def listen(self, channel: str, handler: Handler) -> None:
-        """Call `handler` with the payload of each message on this channel; one handler per channel."""
+    def listen(self, channel: str, handler: Handler, on_confirmed: Callable[[], None] | None = None) -> None:
+        """Call `handler` with the payload of each message on this channel; one handler per channel.
+
+        `on_confirmed` is called whenever Redis confirms the channel: from then on nothing is missed, but something may
+        have been before.
+        """
         name = channel.encode()
         with self._lock:
             self._handlers[name] = handler
+            if on_confirmed is not None:
+                self._on_confirmed[name] = on_confirmed
             self._confirmed[name] = threading.Event()
             self._send("SUBSCRIBE", channel)
 
@@ -84,6 +93,7 @@ class Subscriber:
         name = channel.encode()
         with self._lock:
             self._confirmed.pop(name, None)
+            self._on_confirmed.pop(name, None)
             if self._handlers.pop(name, None) is not None:
                 self._send("UNSUBSCRIBE", channel)
 
@@ -114,19 +124,17 @@ class Subscriber:
         """Publish heartbeats; also what keeps probing Redis while no request does."""
         # Many workers start at the same moment; they need not all knock at the same moment.
         self._stop.wait(random.uniform(0, 0.05))
+        for hook in self.on_first_pulse:
+            hook()
         while not self._stop.is_set():
             # After a gap the near caches are of no use until the first proof, so it is asked for more often.
             pause = self._settings.heartbeat_interval if self.is_trusted() else 0.1
             with suppress(StateUnavailableError, ReplyError):
+                self.beats += 1
                 if self._wire is not None:
                     self._commit.call("PUBLISH", self._heartbeat_channel, repr(time.monotonic()), idempotent=True)
                 else:
                     self._commit.call("PING", idempotent=True)
-            for hook in self.on_pulse:
-                try:
-                    hook()
-                except Exception:
-                    log.exception("a periodic task of the shared state failed")
             self._stop.wait(pause * random.uniform(0.8, 1.0))
 
     def _hear_heartbeat(self, payload: bytes) -> None:
@@ -169,7 +177,14 @@ class Subscriber:
             awaited = set(self._handlers)
             wire.send(pack(("SUBSCRIBE", *sorted(awaited))))
         confirmed: set[bytes] = set()
+        looked_at = time.monotonic()
         while not self._stop.is_set():
+            now = time.monotonic()
+            if now - looked_at > 1.0:
+                # This process stood still (C code, a stopped machine), so nothing can have come back: it is not the
+                # connection's fault. What has arrived meanwhile is read first.
+                self._awake_since = now
+            looked_at = now
             try:
                 reply = wire.read()
             except TimeoutError:
@@ -193,7 +208,7 @@ class Subscriber:
             hook()
 
     def _check_proof(self) -> None:
-        last = max(self.proven_at, self._connected_at)
+        last = max(self.proven_at, self._connected_at, self._awake_since)
         if time.monotonic() - last > self._settings.trust_timeout:
             raise _GapError("no heartbeat came back")
 
@@ -213,6 +228,8 @@ class Subscriber:
             if channel in confirmed:
                 self._tell_gap()
             confirmed.add(channel)
+            if (hook := self._on_confirmed.get(channel)) is not None:
+                hook()
             if (event := self._confirmed.get(channel)) is not None:
                 event.set()
         elif kind == b"unsubscribe":

@@ -16,7 +16,6 @@ import json  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import socket  # noqa: E402
-import ssl  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
@@ -27,6 +26,7 @@ import gevent  # noqa: E402
 
 from sharedcluster.http.server import Server  # noqa: E402
 from sharedcluster.http.settings import HttpSettings, ListenerFacts  # noqa: E402
+from sharedcluster.http.tls import make_context  # noqa: E402
 
 StartResponse = Callable[..., Any]
 Environ = dict[str, Any]
@@ -206,17 +206,57 @@ def migrate(environ: Environ, start: StartResponse) -> list[bytes]:
     return [str(len(released)).encode()]
 
 
-APPS = {
+def make_websocket_app() -> Callable[..., Any]:
+    """A Flask application with an echo over WebSocket, as flask-sock's users write it."""
+    from flask import Flask
+    from flask_sock import Sock
+
+    app = Flask("websocket")
+    sock = Sock(app)
+
+    @sock.route("/ws")  # type: ignore[untyped-decorator]  # flask-sock ships no types
+    def talk(ws: Any) -> None:
+        closed.append("ws opened")
+        try:
+            while True:
+                ws.send(ws.receive())
+        finally:
+            closed.append("ws closed")
+
+    return app
+
+
+def ignore_upgrade(environ: Environ, start: StartResponse) -> list[bytes]:
+    """Sees the socket, and does not touch it."""
+    start("200 OK", [TEXT])
+    return [str("werkzeug.socket" in environ).encode()]
+
+
+def take_raw(environ: Environ, start: StartResponse) -> list[bytes]:
+    """Takes the socket as a library of its own would: echoes one message, what was sent ahead included."""
+    sock = environ["werkzeug.socket"]
+    sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: raw\r\n\r\n")
+    data = b""
+    while not data.endswith(b"."):
+        data += sock.recv(100)
+    sock.sendall(data)
+    return [b"this is dropped"]
+
+
+APPS: dict[str, Callable[..., Any]] = {
     "/echo": echo, "/plain": plain, "/read": read_some, "/stream": stream, "/huge": huge, "/events": events,
     "/slow": slow, "/fields": fields, "/crash": crash, "/crash-late": crash_late, "/error-page": error_page,
     "/twice": twice, "/never": never, "/write": write, "/lazy": lazy, "/file": file, "/notes": notes,
-    "/control": control, "/migrate": migrate,
+    "/control": control, "/migrate": migrate, "/ignore-upgrade": ignore_upgrade, "/raw": take_raw,
 }  # fmt: skip
 
 
 def application(environ: Environ, start: StartResponse) -> Iterable[bytes]:
     """Route by path; anything unknown is echoed."""
-    return APPS.get(environ["PATH_INFO"], echo)(environ, start)
+    if environ["PATH_INFO"] == "/ws" and "/ws" not in APPS:
+        APPS["/ws"] = make_websocket_app()
+    answer: Iterable[bytes] = APPS.get(environ["PATH_INFO"], echo)(environ, start)
+    return answer
 
 
 def accept_on(sock: socket.socket, index: int) -> None:
@@ -252,8 +292,7 @@ def main() -> None:
     server = Server(application, HttpSettings(**settings))
     tls = None
     if "certfile" in options:
-        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        tls.load_cert_chain(options["certfile"], options["keyfile"])
+        tls = make_context(options["certfile"], options["keyfile"])
     tcp = socket.create_server(("127.0.0.1", 0), backlog=1024)
     tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     folder = tempfile.mkdtemp(prefix="served-")

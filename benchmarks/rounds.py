@@ -1,0 +1,155 @@
+"""Measure one row: all servers run at once, idle, and take turns under load: A B C, A B C, ...
+
+What disturbs the machine for longer than a turn disturbs all servers of a round, and cancels in the round's ratio.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from benchmarks import processes
+from benchmarks.checking import check
+from benchmarks.install import left_out
+from benchmarks.load import own, wrk
+from benchmarks.load.outcome import Outcome
+from benchmarks.load.plan import Plan
+from benchmarks.peers import OURS, PEERS, Place
+from benchmarks.servers import CannotServeError, Redis, Server, free_port
+from benchmarks.work import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One turn of one server.
+
+    Attributes:
+        cpu_us: Microseconds of CPU per request, of all its processes.
+        root_share: The part of that spent in its first process (for us and Node: the primary).
+        redis_us: What Redis spent per request; not part of `cpu_us`.
+    """
+
+    cpu_us: float
+    root_share: float
+    redis_us: float
+    client_us: float
+    outcome: Outcome
+
+
+@dataclass(slots=True)
+class Row:
+    """All turns of one row, by server; and who is missing, and why."""
+
+    work: str
+    kind: str = "work"
+    slices: dict[str, list[Slice]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How long and how often: seconds of a turn, rounds, workers of each server."""
+
+    seconds: float
+    rounds: int
+    workers: int = 2
+
+
+def measure(work: Work, scale: Scale, redis: Redis, only: Sequence[str] = ()) -> Row:
+    """Start every server of a row, warm each up, and let them take turns."""
+    row = Row(work.name)
+    with ExitStack() as undo:
+        servers = _start(work, scale, redis, row, undo, only)
+        for server in list(servers):
+            try:
+                turn(server, work, max(1.0, scale.seconds / 2), redis)  # warm: compilers, caches, lazy imports
+            except (CannotServeError, RuntimeError, ValueError) as error:
+                row.missing[server.peer.name] = _first_line(error)
+                servers.remove(server)
+        for number in range(scale.rounds):
+            # Each round begins with another server, so that none is always first after a pause.
+            for server in servers[number % len(servers) :] + servers[: number % len(servers)]:
+                row.slices.setdefault(server.peer.name, []).append(turn(server, work, scale.seconds, redis))
+                sys.stderr.write(".")
+                sys.stderr.flush()
+    sys.stderr.write("\n")
+    return row
+
+
+def _start(work: Work, scale: Scale, redis: Redis, row: Row, undo: ExitStack, only: Sequence[str]) -> list[Server]:
+    servers = []
+    absent = left_out()
+    for name in (OURS, *work.peers):
+        peer = PEERS[name]
+        if only and name not in only:
+            continue
+        if peer.needs in absent:
+            row.missing[name] = absent[peer.needs]
+            continue
+        if work.family == "state" and not redis.url:
+            row.missing[name] = "no redis-server on PATH"
+            continue
+        server = Server(peer, Place(work.family, free_port(), scale.workers, redis.url))
+        undo.callback(server.stop)
+        try:
+            server.start()
+            check(server, work)
+            servers.append(server)
+        except CannotServeError as error:
+            row.missing[name] = _first_line(error)
+    if not servers:
+        raise SystemExit(f"benchmarks: no server of {work.name!r} runs: {row.missing}")
+    return servers
+
+
+def turn(server: Server, work: Work, seconds: float, redis: Redis) -> Slice:
+    """Load one server for some seconds, and account for it."""
+    holder = own.Started("holder", str(server.port), str(work.idle), work.path) if work.idle else None
+    try:
+        plan = Plan(server.port, work.path, work.connections, seconds, method=work.method, login=work.login)
+        client = own.start(plan) if work.login else None
+        before, redis_before = processes.cpu_by_process(server.pid), _redis_cpu(redis)
+        if client:
+            client.go()
+            outcome = own.finish(client, plan)
+        else:
+            outcome = wrk.run(
+                f"http://127.0.0.1:{server.port}{work.path}", seconds=seconds, connections=work.connections,
+                method=work.method, body_bytes=work.body_bytes, new_connection=work.new_connection,
+            )  # fmt: skip
+        after, redis_after = processes.cpu_by_process(server.pid), _redis_cpu(redis)
+    finally:
+        still_open = _let_go(holder)
+    if work.idle and still_open < work.idle:
+        outcome = dataclasses.replace(outcome, closed_idle=work.idle - still_open)
+    if not outcome.requests:
+        raise CannotServeError(f"{server.peer.name} answered nothing well ({outcome.failed} failed)")
+    spent = sum(after.values()) - sum(before.values())
+    root = after.get(server.pid, 0.0) - before.get(server.pid, 0.0)
+    per_request = 1e6 / outcome.requests
+    return Slice(
+        cpu_us=spent * per_request, root_share=root / spent if spent else 0.0,
+        redis_us=(redis_after - redis_before) * per_request, client_us=outcome.client_cpu * per_request,
+        outcome=outcome,
+    )  # fmt: skip
+
+
+def _redis_cpu(redis: Redis) -> float:
+    return processes.cpu(redis.pid) if redis.url else 0.0
+
+
+def _let_go(holder: own.Started | None) -> int:
+    if holder is None:
+        return 0
+    try:
+        holder.go()
+        return int(holder.result(30)["open"])
+    finally:
+        holder.end()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

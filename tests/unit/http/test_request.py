@@ -1,0 +1,215 @@
+"""Reading heads: what the environ holds, and h11 as a judge of what may be accepted at all."""
+
+from __future__ import annotations
+
+import h11
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sharedcluster.http import policy
+from sharedcluster.http.policy import Refused
+from sharedcluster.http.request import CHUNKED, Head, HeadReader
+from sharedcluster.http.settings import HttpSettings
+
+TEMPLATE: dict[str, object] = {"SCRIPT_NAME": "", "wsgi.url_scheme": "http"}
+
+
+def read(head: bytes, reader: HeadReader | None = None) -> Head:
+    """Read one head with a reader that nobody has used before, unless one is given."""
+    return (reader or HeadReader(HttpSettings())).read(head, TEMPLATE)
+
+
+def test_the_template_is_not_touched() -> None:
+    """Every head gets an environ of its own."""
+    before = dict(TEMPLATE)
+    assert read(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n").environ["PATH_INFO"] == "/a"
+    assert before == TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("fields", "length", "keep_alive", "expects", "upgrade"),
+    [
+        ("", 0, True, False, False),
+        ("Content-Length: 7\r\n", 7, True, False, False),
+        ("Content-Length: 0\r\n", 0, True, False, False),
+        ("Transfer-Encoding: Chunked\r\n", CHUNKED, True, False, False),
+        ("Connection: close\r\n", 0, False, False, False),
+        ("Connection: Keep-Alive, CLOSE\r\n", 0, False, False, False),
+        ("Connection: x\r\nConnection: close\r\n", 0, False, False, False),
+        ("Expect: 100-Continue\r\nContent-Length: 7\r\n", 7, True, True, False),
+        ("Expect: 100-continue\r\n", 0, True, False, False),
+        ("Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n", 0, True, False, True),
+        ("Upgrade: websocket\r\n", 0, True, False, False),
+        ("Connection: Upgrade\r\n", 0, True, False, False),
+    ],
+)
+def test_framing(fields: str, length: int, keep_alive: bool, expects: bool, upgrade: bool) -> None:
+    """What the engine does next follows from the head alone."""
+    head = read(f"POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode())
+    assert (head.length, head.keep_alive, head.expects_continue, head.upgrade) == (
+        length,
+        keep_alive,
+        expects,
+        upgrade,
+    )
+
+
+HEADS = [
+    b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"POST /x?y HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+    b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    b"GET / HTTP/1.0\r\n\r\n",
+    b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    b"GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nA : b\r\n\r\n",
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 5\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: a\r\nProxy-Connection: close\r\n\r\n",
+]
+
+
+def verdict(head: bytes, reader: HeadReader) -> object:
+    """The environ, or the rule that was broken."""
+    try:
+        return read(head, reader).environ
+    except Refused as refused:
+        return refused.rule
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(HEADS), max_size=12))
+def test_one_head_says_nothing_about_the_next(heads: list[bytes]) -> None:
+    """The parser is shared by all connections: whatever was read before, a head is judged as by a fresh reader."""
+    shared = HeadReader(HttpSettings())
+    for head in heads:
+        assert verdict(head, shared) == verdict(head, HeadReader(HttpSettings()))
+
+
+PIECES = st.sampled_from(
+    [
+        b"GET",
+        b"POST",
+        b"HEAD",
+        b" ",
+        b"  ",
+        b"\t",
+        b"/",
+        b"/a?b",
+        b"*",
+        b"http://a/",
+        b"HTTP/1.1",
+        b"HTTP/1.0",
+        b"HTTP/1.2",
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b":",
+        b": ",
+        b",",
+        b";",
+        b"Host",
+        b"a",
+        b"a:80",
+        b"Content-Length",
+        b"5",
+        b"+5",
+        b"0",
+        b"Transfer-Encoding",
+        b"chunked",
+        b"gzip",
+        b"Connection",
+        b"close",
+        b"X-A",
+        b"X_A",
+        b"\x00",
+        b"\x0b",
+        b"\x7f",
+        b"\xa0",
+        b"\xff",
+        b'"',
+        b"(",
+        b"Expect",
+        b"100-continue",
+        b"#",
+        b"%00",
+        b"\r\nHost: a\r\n",
+        b"\r\nContent-Length: 5",
+    ]
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A good head with a few pieces put in, cut out or replaced; always ended by an empty line."""
+    head = bytearray(draw(st.sampled_from(HEADS))[:-4])
+    for _ in range(draw(st.integers(0, 4))):
+        start = draw(st.integers(0, len(head)))
+        end = min(len(head), start + draw(st.integers(0, 6)))
+        head[start:end] = draw(PIECES)
+    return bytes(head).replace(b"\r\n\r\n", b"\r\n") + b"\r\n\r\n"
+
+
+@settings(max_examples=1500, deadline=None)
+@given(mutated())
+def test_what_we_accept_h11_accepts_and_reads_alike(head: bytes) -> None:
+    """No head is accepted that h11 refuses, and none is read as another request."""
+    try:
+        ours = read(head)
+    except Refused:
+        return
+    judge = h11.Connection(h11.SERVER)
+    judge.receive_data(head)
+    event = judge.next_event()
+    assert isinstance(event, h11.Request), event
+    environ = ours.environ
+    assert event.method.decode() == environ["REQUEST_METHOD"]
+    assert event.target.decode() == environ["RAW_URI"]
+    fields: dict[str, list[str]] = {}
+    for raw_name, value in event.headers:
+        if b"_" not in raw_name:
+            fields.setdefault(raw_name.decode().upper().replace("-", "_"), []).append(value.decode("latin-1"))
+    for name, values in fields.items():
+        key = name if name in ("CONTENT_LENGTH", "CONTENT_TYPE") else f"HTTP_{name}"
+        if not name.startswith(("X_FORWARDED", "FORWARDED")):
+            assert environ[key] == ("; " if name == "COOKIE" else ",").join(values)
+    judge.receive_data(b"5\r\nhello\r\n0\r\n\r\n" if ours.length == CHUNKED else b"x" * max(ours.length, 0))
+    if ours.length == 0:
+        assert isinstance(judge.next_event(), h11.EndOfMessage)
+    else:
+        body = judge.next_event()
+        assert isinstance(body, h11.Data)
+        assert len(body.data) == (5 if ours.length == CHUNKED else ours.length)
+
+
+def test_forwarding_fields_are_dropped_for_strangers_in_any_spelling() -> None:
+    """Case, underscores and repetition do not carry a forwarding field through."""
+    names = ["X-Forwarded-For", "x-forwarded-FOR", "X_Forwarded_For", "X-Forwarded-Anything", "Forwarded", "X-Real-Ip"]
+    for name in names:
+        for times in (1, 2):
+            environ = read(
+                b"GET / HTTP/1.1\r\nHost: a\r\n" + f"{name}: 1.2.3.4\r\n".encode() * times + b"\r\n"
+            ).environ
+            assert "1.2.3.4" not in str(environ)
+
+
+def test_remembered_names_are_bounded() -> None:
+    """A client that invents names fills no memory."""
+    reader = HeadReader(HttpSettings())
+    for number in range(2000):
+        fields = f"Host: host{number}\r\nX-{number}: a\r\nConnection: x{number}\r\n"
+        read(f"GET / HTTP/1.1\r\n{fields}\r\n".encode(), reader)
+    assert all(len(cache) <= 512 for cache in (reader._keys, reader._hosts, reader._tokens))
+
+
+def test_every_rule_is_named_once() -> None:
+    """Names are what docs and logs speak of."""
+    names = [rule.name for rule in policy.RULES]
+    assert len(names) == len(set(names)) >= 35
+    assert all(rule.status >= 400 and rule.source and rule.refuses for rule in policy.RULES)
