@@ -215,9 +215,9 @@ def _cluster_of(pid: int) -> str:
 
 def enter_worker(context: WorkerContext) -> int:
     """The worker's entry, called in the forked child: importing the module patches the process."""
-    from sharedcluster.cluster import worker
+    from sharedcluster.cluster.worker import main
 
-    return worker.main(context)
+    return main(context)
 
 
 def enter_mold(context: MoldContext) -> int:

@@ -14,6 +14,7 @@ import click
 
 from sharedcluster.cli.tables import duration, facts_block, megabytes, say, table
 from sharedcluster.cli.targets import Target, choose, known, names_argument, with_address
+from sharedcluster.cli.workers import show_worker, worker_meant
 from sharedcluster.control import client
 from sharedcluster.control.protocol import ControlError
 from sharedcluster.errors import UserError
@@ -203,7 +204,10 @@ def status_table(facts: Mapping[str, Any]) -> str:
 @with_address
 @click.option("--json", "as_json", is_flag=True, help="for machines")
 def describe(names: tuple[str, ...], name: str, control: str, as_json: bool) -> None:
-    """Show everything about an app: what it is, how it is kept, how it is, and its last failure."""
+    """Show everything about an app, or (with a worker's ID, or NAME ID) about one worker."""
+    if meant := worker_meant(names, name, control):
+        show_worker(*meant, as_json=as_json)
+        return
     for number, target in enumerate(choose(names, name, control, running=False)):
         seen = see(target)
         if target.record is not None:  # `see` may have taken a moment
