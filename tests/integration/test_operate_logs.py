@@ -4,7 +4,6 @@ not hold up a worker.
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sharedcluster.operating.rotation import rotated_files
-from tests.kept_apps import Desk
+from tests.kept_apps import Desk, read_logs
 from tests.waiting import wait_until
 
 
@@ -31,8 +30,7 @@ def numbers(desk: Desk) -> list[int]:
     """What /print wrote, out of all files of standard output, in their order."""
     path = desk.state / "logs" / "shop.out.log"
     found: list[int] = []
-    for each in [*rotated_files(str(path)), path]:
-        data = gzip.decompress(each.read_bytes()) if each.suffix == ".gz" else each.read_bytes()
+    for data in read_logs(path):
         found += [int(n) for n in re.findall(rb"w\d out \| number (\d+)$", data, re.MULTILINE)]
     return found
 
