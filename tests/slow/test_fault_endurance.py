@@ -93,9 +93,10 @@ def test_soak(start_cluster: StartCluster, tmp_path: Path) -> None:
         wait_until(lambda: cluster.has(2), "all is calm", deadline=60)
         last, cpu = held(cluster), sum(primary.cpu_times()[:2]) - cpu
         status = cluster.status()
+    accepted = status["listeners"][0]["accepted"]
     print(
         f"{SOAK:.0f} s; descriptors {first[0]} -> {last[0]}, MB {first[1]:.2f} -> {last[1]:.2f}; "
-        f"primary's CPU {cpu:.1f} s for {status['listeners'][0]['accepted']} connections; counters {status['counters']}"
+        f"primary's CPU {cpu:.1f} s for {accepted} connections; counters {status['counters']}"
     )
     books.check(crowd, may_lose=0)
     assert crowd.closed == 0
