@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlencode
 
-from flask import copy_current_request_context, current_app, has_request_context, request
+from flask import Flask, copy_current_request_context, current_app, has_request_context, request
 from flask import session as current_session
 from werkzeug.wrappers import Response
 
+from sharedcluster.errors import ConfigError
 from sharedcluster.flask_pages import HotPages
 from sharedcluster.state import SharedState
 from sharedcluster.state.cache import Cache
@@ -336,3 +337,76 @@ def _unpack(value: Any) -> Any:
         status, headers, body = packed
         return current_app.response_class(body, status, [tuple(header) for header in headers])
     return value
+
+
+class ClusterCache:
+    """The shared cache for Flask-Caching itself: CACHE_TYPE = "sharedcluster.flask_caching.ClusterCache".
+
+    For code that keeps Flask-Caching's own decorators. Values are what a session may hold too, and whole responses;
+    there is no pickle. The application needs `SharedCluster(app)` before `Cache(app)`.
+    """
+
+    def __init__(self, app: Flask, config: Mapping[str, Any], args: list[Any], options: Mapping[str, Any]) -> None:
+        if "sharedcluster" not in app.extensions:
+            raise ConfigError(
+                "CACHE_TYPE names the shared cache, and the application has none.",
+                advice="Call SharedCluster(app) first.",
+            )
+        self.default_timeout = int(options.get("default_timeout") or 300)
+        self.key_prefix = str(config.get("CACHE_KEY_PREFIX") or "")
+        self.ignore_errors = bool(config.get("CACHE_IGNORE_ERRORS"))
+        self._owner: Owner = app.extensions["sharedcluster"]
+
+    @property
+    def _shared(self) -> Cache:
+        return self._owner.state.cache
+
+    def _timeout(self, timeout: float | None) -> float:
+        return self.default_timeout if timeout is None else timeout
+
+    def get(self, key: str) -> Any:
+        """The value or None."""
+        return _unpack(self._shared.get(self.key_prefix + key))
+
+    def get_many(self, *keys: str) -> list[Any]:
+        """The values in order."""
+        return [_unpack(value) for value in self._shared.get_many(*(self.key_prefix + key for key in keys))]
+
+    def get_dict(self, *keys: str) -> dict[str, Any]:
+        """The values by key."""
+        return dict(zip(keys, self.get_many(*keys), strict=True))
+
+    def has(self, key: str) -> bool:
+        """True if there is a value."""
+        return self._shared.has(self.key_prefix + key)
+
+    def set(self, key: str, value: Any, timeout: float | None = None) -> bool:
+        """Store a value."""
+        return self._shared.set(self.key_prefix + key, _pack(value), self._timeout(timeout))
+
+    def add(self, key: str, value: Any, timeout: float | None = None) -> bool:
+        """Store a value if there is none."""
+        return self._shared.add(self.key_prefix + key, _pack(value), self._timeout(timeout))
+
+    def set_many(self, mapping: Mapping[str, Any], timeout: float | None = None) -> list[str]:
+        """Store several values."""
+        packed = {self.key_prefix + key: _pack(value) for key, value in mapping.items()}
+        stored = self._shared.set_many(packed, self._timeout(timeout))
+        return [key[len(self.key_prefix) :] for key in stored]
+
+    def delete(self, key: str) -> bool:
+        """Delete a value."""
+        return self._shared.delete(self.key_prefix + key)
+
+    def delete_many(self, *keys: str) -> list[str]:
+        """Delete several values."""
+        found = self._shared.delete_many(*(self.key_prefix + key for key in keys))
+        return [key[len(self.key_prefix) :] for key in found]
+
+    def unlink(self, *keys: str) -> list[str]:
+        """As `delete_many`."""
+        return self.delete_many(*keys)
+
+    def clear(self) -> bool:
+        """Invalidate everything."""
+        return self._shared.clear()

@@ -347,6 +347,13 @@ class Workforce:
         for worker in self.workers.values():
             worker.tell(message)
 
+    def reset_counters(self) -> None:
+        """Set what the primary counts to zero; what workers count of themselves goes on."""
+        self.counters.update(dict.fromkeys(self.counters, 0))
+        self._restarts.clear()
+        for worker in self.workers.values():
+            worker.restarts = 0
+
     def reopen_logs(self) -> None:
         """Have the workers open their log files anew."""
         self.tell_all(ReopenLogs())
@@ -537,8 +544,16 @@ class Workforce:
             out_of_memory=self._was_out_of_memory(status),
         )
         self._events.emit(events.EXIT, worker, reason)
-        if not (worker.asked_to_leave or self.is_leaving):
+        if reason.code in self._config.stop_exit_codes and not worker.asked_to_leave:
+            self._leave_empty(worker)
+        elif not (worker.asked_to_leave or self.is_leaving):
             self._crashed(worker)
+
+    def _leave_empty(self, worker: WorkerHandle) -> None:
+        """It ended as it may (`stop_exit_codes`): one worker fewer, and without any the cluster has done its work."""
+        left = self.desired.workers - 1
+        logger.info("worker %d (slot %d) has done its work: %d left", worker.id, worker.slot, left)
+        self.desired = replace(self.desired, workers=left) if left else replace(self.desired, stopping=True)
 
     def _crashed(self, worker: WorkerHandle) -> None:
         record = self._crashes.get(worker.slot, Crashes())

@@ -143,19 +143,29 @@ class Subscription:
         Raises:
             StateUnavailableError: History is needed and Redis does not answer; ask again later, nothing is lost.
         """
-        if not self._queue and not self._is_behind and not self._is_closed:
-            self._wake.wait(timeout)
-        self._wake.clear()
+        give_up_at = time.monotonic() + timeout
+        while True:
+            self._wake.clear()  # before looking, so that what comes after is not overlooked
+            if due := self._collect():
+                return due
+            remaining = give_up_at - time.monotonic()
+            if remaining <= 0 or self._is_closed or self._hub.is_draining:
+                return []
+            self._wake.wait(remaining)
+
+    def _collect(self) -> list[Message]:
+        """What can be delivered now."""
         due = self._catch_up() if self._is_behind else []
-        while self._queue:
-            message = self._queue.popleft()
+        while (message := self._pop()) is not None:
             if not self._follows(message):
                 continue
             if self._is_missing_before(message):
                 # Put back before asking, so that nothing is lost if Redis does not answer now.
                 self._queue.appendleft(message)
-                self._is_behind = True
-                due += self._catch_up()
+                if due:
+                    self._is_behind = True
+                    return due
+                due = self._catch_up()
                 if self._follows(message) and self._is_missing_before(message):
                     # History does not have it either: say so, and go on from here.
                     due.append(Message(message.offset - 1, message.epoch, b"", is_reset=True))
@@ -165,6 +175,12 @@ class Subscription:
             if message.offset:
                 self.position = Position(message.epoch, message.offset)
         return due
+
+    def _pop(self) -> Message | None:
+        try:
+            return self._queue.popleft()
+        except IndexError:  # empty, or just emptied by an overflow
+            return None
 
     def _follows(self, message: Message) -> bool:
         """False for what was delivered already, from history."""
@@ -178,10 +194,14 @@ class Subscription:
         return message.epoch != at.epoch or message.offset != at.offset + 1
 
     def _catch_up(self) -> list[Message]:
-        messages: list[Message] = []
-        if self.position is not None:  # without one there was no history so far, and nothing to go back to
+        self._is_behind = False  # before asking: a gap that is told meanwhile means asking again
+        if self.position is None:  # there was no history so far, and nothing to go back to
+            return []
+        try:
             messages, self.position = self._hub.history_after(self.channel, self.position)
-        self._is_behind = False
+        except BaseException:
+            self._is_behind = True
+            raise
         return messages
 
 
@@ -291,7 +311,12 @@ class Broadcast:
             group = self._subscriptions.setdefault(channel, [])
             group.append(subscription)
             if len(group) == 1:
-                self._subscriber.listen(self._channel(channel), lambda payload: self._hear(channel, payload))
+                self._subscriber.listen(
+                    self._channel(channel),
+                    lambda payload: self._hear(channel, payload),
+                    # A message between asking for the channel and getting it would else be noticed with the next one.
+                    lambda: self._note_gap(channel),
+                )
         if not from_now and not self._subscriber.wait_confirmed(
             self._channel(channel), 2 * self._settings.socket_timeout
         ):
@@ -391,9 +416,12 @@ class Broadcast:
             subscription.offer(message)
 
     def _hear_gap(self) -> None:
-        for group in list(self._subscriptions.values()):
-            for subscription in list(group):
-                subscription.note_gap()
+        for channel in list(self._subscriptions):
+            self._note_gap(channel)
+
+    def _note_gap(self, channel: str) -> None:
+        for subscription in list(self._subscriptions.get(channel, ())):
+            subscription.note_gap()
 
     def _channel(self, channel: str) -> str:
         return f"{self._namespace}:b:{channel}"

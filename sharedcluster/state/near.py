@@ -114,11 +114,13 @@ class Near(Generic[V]):
         """
         tags = tuple(tags)
         with self._lock:
+            # What was there is older than what Redis just said or has just been told, whether or not that is kept:
+            # who wrote must not read the old value afterwards.
+            self._remove(name)
             if not begun or begun <= self._floor or self._is_overtaken(name, begun, mark):
                 return None
             if any(self._recent.get(f"t {tag}", (0, b""))[0] >= begun for tag in tags):
                 return None
-            self._remove(name)
             expires_at = time.monotonic() + min(max_age, self._max_age)
             entry = self._entries[name] = NearEntry(value, mark, expires_at, size, tags)
             self._size += size

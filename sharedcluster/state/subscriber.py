@@ -58,6 +58,7 @@ class Subscriber:
         self._heartbeat_channel = f"{namespace}:hb:{secrets.token_hex(8)}"
         self._handlers: dict[bytes, Handler] = {}
         self._confirmed: dict[bytes, threading.Event] = {}
+        self._on_confirmed: dict[bytes, Callable[[], None]] = {}
         self._lock = threading.Lock()
         self._wire: Wire | None = None
         self._connected_at = 0.0
@@ -73,11 +74,17 @@ class Subscriber:
         """True while delivery is proven (law 3)."""
         return time.monotonic() - self.proven_at < self._settings.trust_timeout
 
-    def listen(self, channel: str, handler: Handler) -> None:
-        """Call `handler` with the payload of each message on this channel; one handler per channel."""
+    def listen(self, channel: str, handler: Handler, on_confirmed: Callable[[], None] | None = None) -> None:
+        """Call `handler` with the payload of each message on this channel; one handler per channel.
+
+        `on_confirmed` is called whenever Redis confirms the channel: from then on nothing is missed, but something may
+        have been before.
+        """
         name = channel.encode()
         with self._lock:
             self._handlers[name] = handler
+            if on_confirmed is not None:
+                self._on_confirmed[name] = on_confirmed
             self._confirmed[name] = threading.Event()
             self._send("SUBSCRIBE", channel)
 
@@ -86,6 +93,7 @@ class Subscriber:
         name = channel.encode()
         with self._lock:
             self._confirmed.pop(name, None)
+            self._on_confirmed.pop(name, None)
             if self._handlers.pop(name, None) is not None:
                 self._send("UNSUBSCRIBE", channel)
 
@@ -220,6 +228,8 @@ class Subscriber:
             if channel in confirmed:
                 self._tell_gap()
             confirmed.add(channel)
+            if (hook := self._on_confirmed.get(channel)) is not None:
+                hook()
             if (event := self._confirmed.get(channel)) is not None:
                 event.set()
         elif kind == b"unsubscribe":

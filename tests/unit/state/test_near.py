@@ -119,6 +119,14 @@ def test_an_own_write_that_was_overtaken_is_refused() -> None:
     assert near.fill("k", "v", begun, mark=b"mine") is None
 
 
+def test_a_refused_own_write_still_removes_what_was_there() -> None:
+    """Who has written never reads the older value afterwards, even if the new one may not be kept."""
+    near = make_near()
+    near.fill("k", "old", near.begin())
+    assert near.fill("k", "new", 0, mark=b"mine") is None
+    assert near.get("k") is None
+
+
 def test_tags_drop_what_carries_them_and_guard_fills() -> None:
     """A tag's invalidation removes its entries and refuses fills that began before it."""
     near = make_near()
