@@ -272,30 +272,36 @@ def test_no_more_processes(start_cluster: StartCluster, tmp_path: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("needs root, to run the cluster as a user of its own")
     user = 54321
-    if subprocess.run(["setpriv", "--reuid", str(user), "--clear-groups", "true"], check=False).returncode:
+    prefix = ("setpriv", "--reuid", str(user), "--clear-groups")
+    if subprocess.run([*prefix, "true"], check=False).returncode:
         pytest.skip("setpriv is not there")
     readable = subprocess.run(
-        ["setpriv", "--reuid", str(user), "--clear-groups", sys.executable, "-c", "import gevent"],
+        [*prefix, sys.executable, "-c", "import gevent"],
         check=False, capture_output=True,
     )  # fmt: skip
     if readable.returncode:
         pytest.skip("this Python cannot be read by another user")
-    cluster = Cluster(APP, "-w", "2", "--redis", "none", prefix=("setpriv", "--reuid", str(user), "--clear-groups"))
+    cluster = Cluster(APP, "-w", "2", "--redis", "none", prefix=prefix)
     os.chmod(cluster.folder, 0o755)
     cluster.runtime.mkdir()
     os.chown(cluster.runtime, user, -1)
     os.chmod(cluster.runtime, 0o700)
+
+    def limit(number: str) -> None:
+        assert cluster.process is not None
+        command = [*prefix, "prlimit", "--pid", str(cluster.process.pid), f"--nproc={number}:"]
+        subprocess.run(command, check=True)
+
     try:
         cluster.start()
-        assert cluster.process is not None
-        limits = resource.prlimit(cluster.process.pid, resource.RLIMIT_NPROC)
-        resource.prlimit(cluster.process.pid, resource.RLIMIT_NPROC, (1, limits[1]))
+        limit("1")
         pid = cluster.workers()[0]["pid"]
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: "cannot start a worker" in cluster.output(), "it cannot be forked")
         assert cluster.get("/").status == 200
+        assert cluster.process is not None
         assert cluster.process.poll() is None
-        resource.prlimit(cluster.process.pid, resource.RLIMIT_NPROC, limits)
+        limit(str(resource.getrlimit(resource.RLIMIT_NPROC)[0]))
         wait_until(lambda: cluster.has(2, without=(pid,)), "it is replaced")
         assert cluster.stop() == 0
     finally:
