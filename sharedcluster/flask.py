@@ -209,9 +209,9 @@ class SharedCluster:
 
     # -- messages --------------------------------------------------------------------------------------------------
 
-    def publish(self, channel: str, data: Any, history: int = 0) -> str | None:
+    def publish(self, channel: str, data: Any, history: int = 0, *, once: str = "") -> str | None:
         """Send a message to every worker and every stream; see `state.broadcast.Broadcast.publish`."""
-        position = self.state.broadcast.publish(channel, data, history)
+        position = self.state.broadcast.publish(channel, data, history, once=once)
         return str(position) if position is not None else None
 
     def on(self, channel: str) -> Callable[[Callable[[Any], object]], Callable[[Any], object]]:

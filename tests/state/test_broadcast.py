@@ -98,6 +98,18 @@ def test_who_comes_back_too_late_is_told(state: SharedState) -> None:
     assert b"event: reset" in found[0].frame(hub.codec)
 
 
+def test_a_repeated_publish_with_the_same_token_is_one_message(make_state: MakeState) -> None:
+    """Who does not know whether a publish happened repeats it with the same token, on any worker."""
+    first, second = make_state(), make_state()
+    subscription = first.broadcast.subscribe("c")
+    positions = {str(hub.publish("c", "x", 10, once="order 7")) for hub in (first.broadcast, second.broadcast)}
+    second.broadcast.publish("c", "y", 10)
+    assert [message.raw for message in take(subscription, 2)] == [b'"x"', b'"y"']
+    assert len(positions) == 1
+    with pytest.raises(ValueError, match="with history"):
+        first.broadcast.publish("c", "x", once="order 7")
+
+
 def test_a_lost_history_is_told(state: SharedState) -> None:
     """Redis lost the channel: offsets begin again in another epoch, and the client is told to start over."""
     hub = state.broadcast
