@@ -23,7 +23,7 @@ def run_checker(*options: str, seconds: int) -> tuple[int, str]:
 
 @pytest.mark.timeout(400)
 def test_no_violation_with_all_faults() -> None:
-    """Workers killed, paused and reloaded, Redis killed, stopped, paused, cut off and swallowed: nothing is violated."""
+    """Workers killed, paused, reloaded; Redis killed, stopped, paused, cut off, swallowed: nothing is violated."""
     code, text = run_checker("--operations", "40000", seconds=200)
     assert code == 0, text
     assert len(re.findall(r"(kill worker|pause worker|reload|restart redis|stop redis) \d", text)) >= 4, text

@@ -219,3 +219,22 @@ def test_lines_of_a_payload_stay_lines(state: SharedState) -> None:
     next(stream)
     state.broadcast.publish("c", "one\ntwo\rid: 5\r\n\r\nevent: x")
     assert next(stream) == b"data: one\ndata: two\ndata: id: 5\ndata: \ndata: event: x\n\n"
+
+
+def test_presence_is_seen_everywhere_and_ends(make_state: MakeState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members of all workers; two tabs count once and leave with the last; a dead worker's members time out."""
+    monkeypatch.setattr("sharedcluster.state.presence.TIMEOUT", 0.6)
+    monkeypatch.setattr("sharedcluster.state.presence.REFRESH_INTERVAL", 0.1)
+    first, second = make_state(), make_state()
+    first.presence.join("c", "ann", {"age": 1})
+    first.presence.join("c", "ann", {"age": 1})
+    second.presence.join("c", "bob")
+    assert first.presence.members("c") == second.presence.members("c") == {"ann": {"age": 1}, "bob": None}
+    first.presence.leave("c", "ann")
+    assert set(second.presence.members("c")) == {"ann", "bob"}
+    first.presence.leave("c", "ann")
+    assert set(second.presence.members("c")) == {"bob"}
+    time.sleep(1.0)
+    assert set(first.presence.members("c")) == {"bob"}  # refreshed
+    second.presence.stop()  # dead: nobody vouches any more
+    wait_until(lambda: first.presence.members("c") == {}, "timed out")
