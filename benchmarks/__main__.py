@@ -19,6 +19,8 @@ QUICK_SPECIAL_PEERS: Final = ("sharedcluster", "gunicorn gevent")
 LATEST: Final = RESULTS / "latest.json"
 PREVIOUS: Final = RESULTS / "previous.json"
 QUICK: Final = RESULTS / "quick.json"
+SHOWN_IN: Final = (ROOT / "docs" / "performance.md", ROOT / "README.md")
+"""Pages into which a report writes its tables, between `<!-- results: NAME -->` and `<!-- end of results -->`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> None:
-    from benchmarks import code_state, environment, limits, rounds, scaling, specials
+    from benchmarks import code_state, environment, limits, model, rounds, scaling, specials
     from benchmarks.bars import BARS
     from benchmarks.install import left_out
     from benchmarks.results import Results
@@ -66,7 +68,7 @@ def _run(chosen: argparse.Namespace) -> None:
     scaled = {scaling.name_of(name): name for name in scaling.SCALED}
     wanted = [
         name
-        for name in (*WORKS, *specials.SPECIALS, *scaled, scaling.SATURATION)
+        for name in (*WORKS, *specials.SPECIALS, *scaled, scaling.SATURATION, model.NAME)
         if (not chosen.quick or name in with_bar) and (not chosen.row or any(text in name for text in chosen.row))
     ]  # fmt: skip
     if not chosen.quick and not chosen.row and path.exists():
@@ -85,6 +87,8 @@ def _run(chosen: argparse.Namespace) -> None:
                 results.add(scaling.measure(WORKS[scaled[name]], scale, redis), scale, code)
             elif name == scaling.SATURATION:
                 results.add(scaling.saturation(scale, redis), scale, code)
+            elif name == model.NAME:
+                results.add(model.measure(scale, redis), scale, code)
             else:
                 special, few = specials.SPECIALS[name], (QUICK_SPECIAL_PEERS, 1) if chosen.quick else (only, 99)
                 results.add(specials.run(special, scale, redis, *few), scale, code)
@@ -96,7 +100,7 @@ def _run(chosen: argparse.Namespace) -> None:
 
 def report(path: Path, previous: Path) -> None:
     """Write the Markdown page and the plots that belong to a file of results; print the bars."""
-    from benchmarks import code_state, plots, table
+    from benchmarks import capacity, code_state, plots, table
     from benchmarks.results import Results
 
     results, now = Results.load(path), code_state.current()
@@ -107,6 +111,11 @@ def report(path: Path, previous: Path) -> None:
         for entry in results.entries.values():
             if entry.kind == "work" and entry.servers:
                 (RESULTS / f"{slug(entry.name)}.svg").write_text(plots.cpu_per_request(entry))
+        blocks = {"bars": table.bars(results, now), "capacity": capacity.section(results)}
+        for shown in SHOWN_IN:
+            if shown.exists():
+                shown.write_text(table.insert(shown.read_text(), blocks))
+        (RESULTS / "scaling.svg").write_text(plots.scaling(list(results.entries.values())))
     print("\n".join(table.bars(results, now)))
     print(f"\nthe whole table: {page.relative_to(ROOT)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from html import escape
 from typing import Final
@@ -10,6 +11,7 @@ from benchmarks.peers import OURS
 from benchmarks.results import Entry
 
 WIDTH: Final = 720
+COLOURS: Final = ("#2f81f7", "#d29922", "#3fb950", "#db61a2", "#9aa7b4")
 LABEL: Final = 150
 ROW: Final = 24
 STYLE: Final = (
@@ -29,6 +31,18 @@ def cpu_per_request(entry: Entry) -> str:
     rows.sort(key=lambda row: row[1])
     title = f"{entry.name}: CPU per request of all server processes, µs (less is better)"
     return bars(title, rows)
+
+
+def scaling(entries: Sequence[Entry]) -> str:
+    """CPU per request with more workers, each row over its cost with one worker."""
+    series = []
+    for entry in entries:
+        if entry.kind == "scaling":
+            first = next(iter(entry.servers))
+            ratios = [(float(name.split()[0]), entry.ratio(name, first)) for name in entry.servers]
+            points = [(workers, found.median) for workers, found in ratios if found]
+            series.append((entry.name.removeprefix("scaling: "), points))
+    return lines("CPU per request, over that with one worker (flat is good)", "workers, on two cores", series)
 
 
 def bars(title: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
@@ -60,7 +74,7 @@ def lines(title: str, across: str, series: Sequence[tuple[str, Sequence[tuple[fl
     points = [point for _, data in series for point in data]
     highest = max((y for _, y in points), default=1.0) * 1.08
     steps = sorted({x for x, _ in points})
-    place = {x: left + (width - left - 150) * index / max(1, len(steps) - 1) for index, x in enumerate(steps)}
+    place = {x: left + (width - left - 270) * index / max(1, len(steps) - 1) for index, x in enumerate(steps)}
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
         f' role="img" aria-label="{escape(title)}">',
@@ -72,10 +86,10 @@ def lines(title: str, across: str, series: Sequence[tuple[str, Sequence[tuple[fl
     parts += [f'<text x="{place[x]:.0f}" y="{bottom + 18}" text-anchor="middle">{x:g}</text>' for x in steps]
     for value in (0, highest / 2, highest):
         y = bottom - (bottom - top) * value / highest
-        parts.append(f'<path class="e" opacity=".25" d="M{left} {y:.1f}H{width - 150}"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.0f}</text>')
-    for name, data in series:
-        colour = "#2f81f7" if name == OURS else "#9aa7b4"
+        parts.append(f'<path class="e" opacity=".25" d="M{left} {y:.1f}H{width - 270}"/>')
+        label = f"{value:.0f}" if highest > 10 else f"{value:.1f}"
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    for (name, data), colour in zip(series, itertools.cycle(COLOURS), strict=False):
         drawn = " ".join(f"{place[x]:.1f},{bottom - (bottom - top) * y / highest:.1f}" for x, y in data)
         end_x, end_y = drawn.split()[-1].split(",")
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{drawn}"/>')

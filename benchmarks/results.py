@@ -26,7 +26,8 @@ Figures = Mapping[str, float]
 class Entry:
     """A row, measured. `servers` holds for each server its turns; each turn is named figures.
 
-    A row of work has `cpu_us`, `redis_us`, `client_us`, `rate`, `p50_ms` ...; a special names its own figures.
+    `kind` is "work", "scaling" (its servers are ours, with more and more workers) or "special". A turn of the first
+    two has `cpu_us`, `root_us`, `redis_us`, `client_us`, `rate`, `p50_ms` ...; a special names its own figures.
     """
 
     name: str
@@ -48,6 +49,13 @@ class Entry:
         if not mine or not other:
             return None
         return ratio([turn[name] for turn in mine], [turn[name] for turn in other])
+
+    def best_ratio(self, ours: str, theirs: str, name: str = "cpu_us") -> float | None:
+        """Our best turn over their best turn: a busy machine only ever adds CPU, so this is the quietest view."""
+        mine, other = self.servers.get(ours), self.servers.get(theirs)
+        if not mine or not other:
+            return None
+        return min(turn[name] for turn in mine) / min(turn[name] for turn in other)
 
 
 @dataclass(slots=True)
@@ -94,7 +102,7 @@ class Results:
             servers: dict[str, Sequence[Figures]] = {
                 name: [_turn(each) for each in slices] for name, slices in measured.slices.items()
             }
-            entry = Entry(measured.work, "work", taken, code, scale, servers, measured.missing)
+            entry = Entry(measured.work, measured.kind, taken, code, scale, servers, measured.missing)
         else:
             repeats: dict[str, Sequence[Figures]] = {
                 name: [_rounded(each) for each in figures] for name, figures in measured.repeats.items()
@@ -110,7 +118,7 @@ def _turn(each: Any) -> dict[str, float]:
             "cpu_us": each.cpu_us, "root_us": each.cpu_us * each.root_share, "redis_us": each.redis_us,
             "client_us": each.client_us, "rate": seen.rate, "p50_ms": seen.p50 * 1e3, "p99_ms": seen.p99 * 1e3,
             "max_ms": seen.highest * 1e3, "failed": seen.failed, "dropped": seen.dropped,
-            "closed_idle": seen.closed_idle,
+            "closed_idle": seen.closed_idle, "idle_kb": each.idle_bytes / 1024,
         }
     )  # fmt: skip
 

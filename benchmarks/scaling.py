@@ -42,7 +42,7 @@ def name_of(work: str) -> str:
 
 def measure(work: Work, scale: Scale, redis: Redis) -> Row:
     """Ours with 1, 2, 4 and 8 workers, in turns, on one row's work."""
-    row = Row(name_of(work.name))
+    row = Row(name_of(work.name), "scaling")
     with ExitStack() as undo:
         servers = {}
         for workers in WORKERS:

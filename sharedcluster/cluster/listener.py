@@ -52,6 +52,9 @@ class Listener:
         self.limit = limit
         self.accepted = 0
         self.paused_until = 0.0
+        self._batch = 1
+        self._ceiling = 0
+        self._look_for_ceiling()
         self._is_open = True
         self._file = _identity(address.path)
 
@@ -61,12 +64,13 @@ class Listener:
         return len(self.pending) >= self.limit
 
     def accept(self, now: float) -> int:
-        """Take what the kernel has, up to the batch and the bound, into `pending`; returns how many."""
+        """Take what the kernel has, up to the batch and the bound, into `pending`; returns how many.
+
+        The batch grows while it is filled and shrinks when it is not: so a call that finds nothing (EAGAIN) is rare,
+        whether clients come one by one or by the hundred. What is left makes the socket readable again at once.
+        """
         taken = 0
-        room = min(ACCEPT_BATCH, self.limit - len(self.pending))
-        # The kernel gives the lowest free number, so a high one means that few are left.
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        ceiling = most - min(RESERVE, most // 4)
+        room = min(self._batch, self.limit - len(self.pending))
         while taken < room:
             try:
                 # The private twin of socket.accept(): the same system call without a socket object to build, which
@@ -83,11 +87,18 @@ class Listener:
                 raise
             self.pending.append(Connection(fd, self.index, _peer(address)))
             taken += 1
-            if fd >= ceiling:
+            if fd >= self._ceiling and fd >= self._look_for_ceiling():
                 self.paused_until = now + PAUSE_AFTER_EMFILE
                 break
+        self._batch = min(2 * self._batch, ACCEPT_BATCH) if taken == self._batch else max(1, taken)
         self.accepted += taken
         return taken
+
+    def _look_for_ceiling(self) -> int:
+        """The descriptor from which on few are left: the kernel gives the lowest free number. The limit may change."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._ceiling = most - min(RESERVE, most // 4)
+        return self._ceiling
 
     def give_back(self, connections: list[Connection]) -> None:
         """Connections that a worker did not take go to the head of the queue: they have waited longest."""

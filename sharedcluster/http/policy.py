@@ -23,6 +23,8 @@ class Rule:
     status: int
     source: str
     refuses: str
+    fields: str = ""
+    """Further lines of the answer."""
 
 
 class Refused(PeerError):  # noqa: N818 - what happened, in the glossary's word
@@ -41,7 +43,10 @@ LEADING_LINES = Rule("leading-lines", 400, "RFC 9112 2.2", "more than one empty 
 REQUEST_LINE = Rule("request-line", 400, "RFC 9112 3", "a request line that is not method SP target SP version")
 METHOD_UNKNOWN = Rule("method-unknown", 501, "RFC 9110 9.1", "a method nobody has registered for HTTP")
 METHOD_CONNECT = Rule("method-connect", 501, "RFC 9110 9.3.6", "CONNECT: this is no proxy")
-TARGET_BYTES = Rule("target-bytes", 400, "RFC 9112 3.2; RFC 3986 2", "a target with bytes outside 0x21-0x7E or a `#`")
+TARGET_BYTES = Rule("target-bytes", 400, "RFC 9112 3.2; RFC 3986 2", "a target with bytes outside 0x21-0x7E, a `#` "
+                    "or a backslash")  # fmt: skip
+TARGET_CONTROL = Rule("target-control", 400, "RFC 3986 7.3", "a path with an escaped NUL, CR or LF, which "
+                      "no file name, log or header survives")  # fmt: skip
 TARGET_FORM = Rule("target-form", 400, "RFC 9112 3.2", "a target that is no origin-form or http absolute-form, or `*` "
                    "without OPTIONS")  # fmt: skip
 VERSION_BAD = Rule("version-bad", 400, "RFC 9112 2.3", "HTTP/1.x other than 1.0 and 1.1, and anything malformed")
@@ -58,9 +63,11 @@ HOST_BAD = Rule("host-bad", 400, "RFC 9112 3.2; RFC 3986 3.2.2", "a Host that is
                 "information, a path, a list, or a port beyond 65535")  # fmt: skip
 HOST_DIFFERS = Rule("host-differs", 400, "RFC 9112 3.2.2", "an absolute target whose authority is not that of Host")
 EXPECT_UNKNOWN = Rule("expect-unknown", 417, "RFC 9110 10.1.1", "an expectation other than 100-continue")
+WEBSOCKET_VERSION = Rule("websocket-version", 426, "RFC 6455 4.2.2, 4.4", "a WebSocket handshake of a version other "
+                         "than 13", "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n")  # fmt: skip
 # The framing.
 LENGTH_BAD = Rule("length-bad", 400, "RFC 9110 8.6; RFC 9112 6.3", "a Content-Length that is not 1 to 19 ASCII "
-                  "digits, or has a leading zero, which some take for octal")  # fmt: skip
+                  "digits behind at most one space, or has a leading zero, which some take for octal")  # fmt: skip
 LENGTH_AND_CODING = Rule("length-and-coding", 400, "RFC 9112 6.1, 6.3, 11.2", "Content-Length with Transfer-Encoding")
 CODING_IN_10 = Rule("coding-in-1.0", 400, "RFC 9112 6.1", "Transfer-Encoding in HTTP/1.0")
 CODING_BAD = Rule("coding-bad", 400, "RFC 9112 6.1, 7", "a Transfer-Encoding that is empty, malformed, or has "
@@ -68,7 +75,7 @@ CODING_BAD = Rule("coding-bad", 400, "RFC 9112 6.1, 7", "a Transfer-Encoding tha
 CODING_UNKNOWN = Rule("coding-unknown", 501, "RFC 9112 6.1", "a transfer coding other than `chunked`")
 CHUNK_BAD = Rule("chunk-bad", 400, "RFC 9112 7.1", "a chunk whose size is not 1 to 16 hex digits, whose extension "
                  "breaks the grammar, or whose data is not followed by CRLF")  # fmt: skip
-CHUNK_TOO_LARGE = Rule("chunk-too-large", 413, "RFC 9112 7.1.1", "a chunk's line beyond 256 bytes, all beyond 16 KiB")
+CHUNK_TOO_LARGE = Rule("chunk-too-large", 400, "RFC 9112 7.1.1", "a chunk's line beyond 256 bytes, all beyond 16 KiB")
 TRAILER_BAD = Rule("trailer-bad", 400, "RFC 9110 6.5.1", "a trailer field that is malformed or has no place there")
 TRAILER_TOO_LARGE = Rule("trailer-too-large", 431, "RFC 6585 5", "trailers beyond limit_head or limit_fields")
 BODY_TOO_LARGE = Rule("body-too-large", 413, "RFC 9110 15.5.14", "a body beyond limit_body")
@@ -76,7 +83,8 @@ BODY_CUT = Rule("body-cut", 400, "RFC 9112 8", "a message that ends before it is
 # Time, load, and the connection itself.
 HEAD_TIMEOUT = Rule("head-timeout", 408, "RFC 9110 15.5.9", "a head that takes longer than head_timeout")
 BODY_TIMEOUT = Rule("body-timeout", 408, "RFC 9110 15.5.9", "a body that makes no progress for body_timeout")
-OVERLOADED = Rule("overloaded", 503, "RFC 9110 15.6.4", "a request beyond limit_concurrency (with Retry-After)")
+OVERLOADED = Rule("overloaded", 503, "RFC 9110 15.6.4", "a request beyond limit_concurrency",
+                  "Retry-After: 1\r\n")  # fmt: skip
 REQUEST_TIMEOUT = Rule("request-timeout", 503, "RFC 9110 15.6.4", "a request older than request_timeout")
 FORWARDED_BAD = Rule("forwarded-bad", 400, "RFC 7239 4", "an allowed proxy's forwarding fields that contradict each "
                      "other or are malformed")  # fmt: skip

@@ -143,6 +143,8 @@ class HeadReader:
         # One comparison finds a repeated field, for a dict has each key once; dropped ones share the key "".
         if len(environ) != expected or DROP in environ:
             self._read_again(lines, environ)
+        if "CONTENT_LENGTH" in environ:
+            refuse_odd_length(lines)
         if len(lines) > self._limit_fields + 1:
             raise Refused(policy.TOO_MANY_FIELDS)
         if is_long and max(map(len, lines)) > self._limit_line:
@@ -151,12 +153,12 @@ class HeadReader:
 
     def _read_request_line(self, line: str, environ: Environ) -> None:
         if len(line) > self._limit_line:
-            raise Refused(policy.LINE_TOO_LONG)
+            raise Refused(policy.LINE_TOO_LONG if " " in line[:33] else policy.REQUEST_LINE)
         parts = line.split(" ")
         if len(parts) != 3 or parts[2] not in VERSIONS or parts[0] not in policy.METHODS or not parts[1]:
             raise explain_request_line(line)
         method, target, version = parts
-        if "#" in target or not target.isascii() or not target.isprintable():
+        if "#" in target or "\\" in target or not target.isascii() or not target.isprintable():
             raise Refused(policy.TARGET_BYTES)
         environ["REQUEST_METHOD"] = method
         environ["SERVER_PROTOCOL"] = version
@@ -164,7 +166,7 @@ class HeadReader:
         if target[0] != "/":
             target = self._other_form(method, target, environ)
         path, _, query = target.partition("?")
-        environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
+        environ["PATH_INFO"] = unescape(path) if "%" in path else path
         environ["QUERY_STRING"] = query
 
     def _other_form(self, method: str, target: str, environ: Environ) -> str:
@@ -239,6 +241,8 @@ class HeadReader:
             closes, keeps, upgrades = self._tokens.get(connection) or self._read_connection(str(connection or ""))
             head.keep_alive = not closes and (keeps or not is_http10)
             head.upgrade = upgrades and not is_http10 and "HTTP_UPGRADE" in environ
+            if head.upgrade and get("HTTP_SEC_WEBSOCKET_VERSION", "13") != "13":
+                raise Refused(policy.WEBSOCKET_VERSION)
         if length or not head.keep_alive or is_http10 or head.upgrade:
             self._renew()  # llhttp may now be within a body, or have closed
         expect = get("HTTP_EXPECT")
@@ -307,6 +311,21 @@ def explain_request_line(line: str) -> Refused:
     if method == "CONNECT":
         return Refused(policy.METHOD_CONNECT, target)
     return Refused(policy.METHOD_UNKNOWN, method)
+
+
+def refuse_odd_length(lines: list[str]) -> None:
+    """Content-Length is where requests are smuggled: white space the grammar allows but nobody writes is refused."""
+    for line in lines:
+        if line[:15].lower() == "content-length:" and line[15:].removeprefix(" ") != line[15:].strip(" \t"):
+            raise Refused(policy.LENGTH_BAD, line[:40])
+
+
+def unescape(path: str) -> str:
+    """The bytes of an escaped path, as PEP 3333 shows bytes."""
+    found = unquote_to_bytes(path).decode("latin-1")
+    if "\0" in found or "\r" in found or "\n" in found:
+        raise Refused(policy.TARGET_CONTROL, path)
+    return found
 
 
 def refuse_coding(value: str) -> Refused:

@@ -187,13 +187,12 @@ def standing_fields(now: float, *, worker: str | None) -> str:
     return f"Date: {date}\r\n" + (f"X-Worker: {worker}\r\n" if worker else "")
 
 
-def refusal(rule: Rule, standing: str, *, is_head: bool = False, retry_after: int | None = None) -> bytes:
+def refusal(rule: Rule, standing: str, *, is_head: bool = False) -> bytes:
     """The whole answer to a message that is refused; it closes its connection."""
     phrase = HTTPStatus(rule.status).phrase
     body = f"{rule.status} {phrase}\n"
-    retry = "" if retry_after is None else f"Retry-After: {retry_after}\r\n"
     head = (
-        f"HTTP/1.1 {rule.status} {phrase}\r\n{standing}Content-Type: text/plain\r\n{retry}"
+        f"HTTP/1.1 {rule.status} {phrase}\r\n{standing}Content-Type: text/plain\r\n{rule.fields}"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return (head + ("" if is_head else body)).encode("latin-1")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from sharedcluster.errors import SharedClusterError
 from tests.cluster_process import Cluster
 from tests.conftest import StartCluster
 from tests.waiting import wait_until
@@ -20,8 +21,11 @@ def upgraded(cluster: Cluster, old: int) -> int:
     """Wait until another primary has the control socket; its pid."""
 
     def look() -> int:
-        pid = int(cluster.status()["pid"])
-        return pid if pid != old and cluster.status()["state"] == "online" else 0
+        try:
+            facts = cluster.status()
+        except SharedClusterError:  # the socket changes hands at this moment
+            return 0
+        return int(facts["pid"]) if facts["pid"] != old and facts["state"] == "online" else 0
 
     return wait_until(look, "another primary answers", deadline=30)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -76,15 +75,15 @@ class Served:
 def read_all(sock: socket.socket, silence: float = 5.0) -> bytes:
     """Everything until the end; a server that keeps the connection is told by `Connection: close` in the request."""
     answer = b""
-    while select.select([sock], [], [], silence)[0]:
+    sock.settimeout(silence)
+    while True:
         try:
             data = sock.recv(65536)
-        except ConnectionResetError:
-            break
+        except (ConnectionResetError, TimeoutError):
+            return answer
         if not data:
             return answer
         answer += data
-    return answer
 
 
 def get(path: str, *fields: str, close: bool = True) -> bytes:

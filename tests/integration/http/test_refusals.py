@@ -46,9 +46,13 @@ REQUEST_LINES = [
     ("method-no-token", "G(T / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("method-too-long", "G" * 33 + " / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("method-connect", "CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", 501),
+    ("method-connect-without-version", "CONNECT a:80\n\r\n\r\n", 400),
     ("target-fragment", "GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("target-non-ascii", "GET /\xe9 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("target-nul", "GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("target-backslash", "GET /a\\b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("target-escaped-nul", "GET /a%00 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("target-escaped-crlf", "GET /a%0d%0Ab HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("target-del", "GET /\x7f HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("target-relative", "GET a/b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("target-star", "GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
@@ -93,6 +97,7 @@ FIELDS = [
     ("content-type-twice", P + "Content-Type: a/b\r\nContent-Type: a/b\r\nContent-Length: 0\r\n\r\n", 400),
     ("cr-x-ends-head", "GET / HTTP/1.1\r\nHost: a\r\n\rX", 400),
     ("expect-unknown", P + "Content-Length: 1\r\nExpect: 200-ok\r\n\r\nx", 417),
+    ("websocket-version", H + "Connection: upgrade\r\nUpgrade: x\r\nSec-WebSocket-Version: 99\r\n\r\n", 426),
     ("expect-list", P + "Content-Length: 1\r\nExpect: 100-continue, x\r\n\r\nx", 417),
 ]
 LENGTHS = [
@@ -108,6 +113,9 @@ LENGTHS = [
 LENGTHS += [
     ("length-twice", P + "Content-Length: 5\r\nContent-Length: 5\r\n\r\nxxxxx", 400),
     ("length-twice-differs", P + "Content-Length: 5\r\nContent-Length: 6\r\n\r\nxxxxx", 400),
+    ("length-two-spaces", P + "Content-Length:  5\r\n\r\nxxxxx", 400),
+    ("length-tab", P + "Content-Length:\t5\r\n\r\nxxxxx", 400),
+    ("length-space-behind", P + "Content-Length: 5 \r\n\r\nxxxxx", 400),
     ("length-nbsp", P + "Content-Length: \xa05\r\n\r\nxxxxx", 400),
     ("length-arabic-digit", P + "Content-Length: \xd9\xa5\r\n\r\nxxxxx", 400),
     ("length-space-before-colon", P + "Content-Length : 5\r\n\r\nxxxxx", 400),
@@ -152,15 +160,17 @@ CHUNKS = [
 ]  # fmt: skip
 LARGE = [
     ("line-too-long", "GET /" + "a" * 8192 + " HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+    ("method-far-too-long", "A" * 9000 + " / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("method-without-end", "A" * 9000, 400),
     ("line-without-end", "GET /" + "a" * 9000, 414),
     ("field-too-large", H + "A: " + "b" * 8192 + "\r\n\r\n", 431),
     ("name-too-large", H + "a" * 8192 + ": b\r\n\r\n", 431),
     ("too-many-fields", H + "A: b\r\n" * 100 + "\r\n", 431),
     ("head-too-large", H + "".join(f"A{n}: {'b' * 7000}\r\n" for n in range(10)) + "\r\n", 431),
     ("head-without-end", H + "".join(f"A{n}: {'b' * 7000}\r\n" for n in range(10)), 431),
-    ("chunk-line-too-long", C + "5;a=" + "b" * 300 + "\r\nhello\r\n0\r\n\r\n", 413),
-    ("chunk-line-without-end", C + "5;a=" + "b" * 300, 413),
-    ("extensions-too-long", C + ("1;a=" + "b" * 200 + "\r\nx\r\n") * 100 + "0\r\n\r\n", 413),
+    ("chunk-line-too-long", C + "5;a=" + "b" * 300 + "\r\nhello\r\n0\r\n\r\n", 400),
+    ("chunk-line-without-end", C + "5;a=" + "b" * 300, 400),
+    ("extensions-too-long", C + ("1;a=" + "b" * 200 + "\r\nx\r\n") * 100 + "0\r\n\r\n", 400),
     ("trailers-too-many", C + "0\r\n" + "A: b\r\n" * 101 + "\r\n", 431),
     ("trailers-too-large", C + "0\r\n" + f"A: {'b' * 60000}\r\n" * 2 + "\r\n", 431),
 ]

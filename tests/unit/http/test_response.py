@@ -105,6 +105,6 @@ def test_refusal_is_a_whole_response() -> None:
     assert refusal(HEAD_TIMEOUT, STANDING).endswith(
         b"\r\nContent-Length: 20\r\nConnection: close\r\n\r\n408 Request Timeout\n"
     )
-    answer = refusal(OVERLOADED, STANDING, is_head=True, retry_after=1)
+    answer = refusal(OVERLOADED, STANDING, is_head=True)
     assert b"\r\nRetry-After: 1\r\n" in answer
     assert answer.endswith(b"\r\n\r\n")
