@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from sharedcluster.cgroup import available_cpus
 from sharedcluster.errors import ConfigError
+from sharedcluster.log_files import LogFiles
 
 ENV_PREFIX: Final = "SHAREDCLUSTER_"
 DEFAULT_FILE: Final = "sharedcluster.toml"
@@ -124,6 +125,11 @@ def parse_flag(text: str) -> bool:
 def parse_list(text: str) -> tuple[str, ...]:
     """Comma-separated words."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def parse_codes(text: str) -> tuple[int, ...]:
+    """Exit codes, as in `0,64`."""
+    return tuple(parse_count(word) for word in parse_list(text))
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
@@ -263,6 +269,23 @@ class Config:
     log_format: str = setting("text", "text or json", "--log-format", parse=one_of("text", "json"), metavar="FORMAT")
     access_log: bool = setting(False, "log each request", "--access-log", parse=parse_flag)
     expose_worker: bool = setting(False, "add X-Worker: SLOT to each response", "--expose-worker", parse=parse_flag)
+    out_file: str = setting(
+        "", "standard output of all processes goes there; USR1 reopens", "--out-file", metavar="PATH"
+    )
+    error_file: str = setting("", "standard error and the log go there; USR1 reopens", "--error-file", metavar="PATH")
+    stop_exit_codes: tuple[int, ...] = setting(
+        (), "a worker that exits with one of these is not replaced", "--stop-exit-codes", parse=parse_codes,
+        metavar="CODES", shown="none",
+    )  # fmt: skip
+    wait_ready: bool = setting(
+        False, "a worker serves when the application says so: SharedCluster.ready()", "--wait-ready", parse=parse_flag
+    )
+
+    def log_files(self) -> LogFiles | None:
+        """Where the two streams go, if to files; one that is named alone takes both."""
+        if not (self.out_file or self.error_file):
+            return None
+        return LogFiles(self.out_file or self.error_file, self.error_file or self.out_file)
 
     def addresses(self) -> tuple[BindAddress, ...]:
         """Where to listen, --host and --port taken in."""
@@ -274,6 +297,14 @@ class Config:
 def settings() -> dict[str, tuple[Field[Any], Setting]]:
     """The table, by the name of the field."""
     return {f.name: (f, f.metadata["setting"]) for f in fields(Config)}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """The part of a file that is about one cluster: values by the name of the setting, and where they stand."""
+
+    values: Mapping[str, Any]
+    where: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +321,7 @@ def resolve(
     *,
     dotenv: Mapping[str, str] | None = None,
     file: str | None = None,
+    section: Section | None = None,
 ) -> Resolved:
     """Put a configuration together.
 
@@ -298,13 +330,14 @@ def resolve(
         environ: The process's environment.
         dotenv: What `.env` says.
         file: The file to read; None reads `sharedcluster.toml` if it is there.
+        section: What a file says of this cluster, if it was read already; then `file` is not looked at.
 
     Raises:
         ConfigError: A value cannot be read, or a key is unknown.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    from_file, file_name = _read_file(file)
+    from_file, file_name = _read_file(file) if section is None else (section.values, section.where)
     for name, (declared, about) in settings().items():
         for value, source in _candidates(name, about, command_line, environ, dotenv or {}, from_file, file_name):
             values[name] = _read(about, value, source)
@@ -359,8 +392,8 @@ def _read(about: Setting, value: Any, source: str) -> Any:
         if about.many:
             items = value if isinstance(value, (list, tuple)) else parse_list(str(value))
             return tuple(about.parse(str(item)) for item in items)
-        if isinstance(value, (list, tuple)) and about.parse is parse_list:
-            return tuple(str(item) for item in value)
+        if isinstance(value, (list, tuple)) and about.parse in (parse_list, parse_codes):
+            return about.parse(",".join(str(item) for item in value))
         if isinstance(value, bool) and about.is_switch:
             return value
         return about.parse(str(value))
@@ -402,6 +435,17 @@ def check_environment(environ: Mapping[str, str]) -> list[str]:
 
 
 OTHER_VARIABLES: Final = frozenset(
-    ENV_PREFIX + name for name in ("WORKER_ID", "SLOT", "REDIS_URL", "RUNTIME_DIR", "NAMESPACE", "CONFIG", "UPGRADE")
+    ENV_PREFIX + name
+    for name in (
+        "WORKER_ID",
+        "SLOT",
+        "REDIS_URL",
+        "RUNTIME_DIR",
+        "STATE_DIR",
+        "NAMESPACE",
+        "CONFIG",
+        "UPGRADE",
+        "COMPLETE",
+    )
 )
 """Variables of ours that are no settings: what a worker is told, and where the runtime folder is."""

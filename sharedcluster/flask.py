@@ -26,6 +26,7 @@ from flask import Flask, Request, Response, current_app, has_app_context, reques
 from flask.sessions import SessionInterface, SessionMixin
 from werkzeug.http import dump_cookie, http_date
 
+from sharedcluster import readiness
 from sharedcluster.errors import ConfigError, RedisNeededError, StateUnavailableError
 from sharedcluster.flask_caching import ViewCache
 from sharedcluster.flask_pages import HotPages
@@ -208,6 +209,10 @@ class SharedCluster:
         return self.state.address.url
 
     # -- messages --------------------------------------------------------------------------------------------------
+
+    def ready(self) -> None:
+        """Say that this worker may serve, where `wait_ready` waits for it; elsewhere it means nothing."""
+        readiness.say()
 
     def publish(self, channel: str, data: Any, history: int = 0) -> str | None:
         """Send a message to every worker and every stream; see `state.broadcast.Broadcast.publish`."""

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Final
 import gevent
 from gevent.event import Event
 
+from sharedcluster import readiness
 from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.forking import WorkerContext
 from sharedcluster.cluster.ipc import ChannelClosed
@@ -66,6 +67,7 @@ from sharedcluster.http.server import Server
 from sharedcluster.http.settings import HttpSettings, ListenerFacts, Proxied, ReleasedConnection
 from sharedcluster.http.tls import make_context
 from sharedcluster.log import access_logger, logger, set_up
+from sharedcluster.log_files import lost_lines
 
 if TYPE_CHECKING:
     from sharedcluster.state import SharedState
@@ -75,6 +77,7 @@ LAST_WORDS: Final = 0.5
 """Seconds that the last messages may take to leave."""
 WATCHDOG_MARGIN: Final = 5.0
 """Seconds after the heartbeat timeout; more than the primary's TERM and KILL take."""
+READY_POLL: Final = 0.05
 EXIT_LOAD_FAILED: Final = 3
 _PAGE: Final = resource.getpagesize()
 
@@ -90,7 +93,8 @@ class WorkerFacts:
 
 def main(context: WorkerContext, loaded: LoadedApp | None = None) -> int:
     """Be a worker until told to leave; returns the exit code. `loaded` is the application, if a mold has it."""
-    set_up(f"w{context.slot}", level=context.config.log_level, style=context.config.log_format)
+    config = context.config
+    set_up(f"w{context.slot}", level=config.log_level, style=config.log_format, files=config.log_files())
     os.environ["SHAREDCLUSTER_WORKER_ID"] = str(context.id)
     os.environ["SHAREDCLUSTER_SLOT"] = str(context.slot)
     set_environment(context.redis_url)
@@ -136,11 +140,15 @@ class Worker:
         self._say(Online(os.getpid()))
         try:
             loaded = loaded or load(self.config.app)
+            if loaded.extension is not None:
+                loaded.extension.state  # noqa: B018 - made here, so that its handlers hear messages from now on
             self._server = self._make_server(loaded)
         except UserError as error:
             self._say(LoadFailed(str(error), cut_to_fit(getattr(error, "traceback", ""))))
             self._last_words()
             return EXIT_LOAD_FAILED
+        if self.config.wait_ready and not self._hear_ready():
+            return self._finish(self._server)
         self._say(Listening(loaded.secret))
         self._heartbeat.start(self._tick)
         self._before_wait.start(self._note_wait, self._server, self.context.row)
@@ -148,6 +156,13 @@ class Worker:
         self._accept_shared()
         self._leave.wait()
         return self._finish(self._server)
+
+    def _hear_ready(self) -> bool:
+        """Wait until the application says that it is ready; False if the worker has to leave before."""
+        while not self._leave.is_set():
+            if readiness.wait(READY_POLL):
+                return True
+        return False
 
     def _make_server(self, loaded: LoadedApp) -> Server:
         context = self.context
@@ -291,7 +306,8 @@ class Worker:
             server.release_when_idle(take)
 
     def _on_reopen_logs(self, _message: ReopenLogs, _fd: int | None) -> None:
-        set_up(f"w{self.context.slot}", level=self.config.log_level, style=self.config.log_format)
+        config = self.config
+        set_up(f"w{self.context.slot}", level=config.log_level, style=config.log_format, files=config.log_files())
 
     _HANDLERS: Final[dict[type[Message], Callable[[Any, Any, int | None], None]]] = {
         NewConnection: _on_connection,
@@ -363,6 +379,12 @@ class Worker:
             redis_state = "down" if "down" in (facts.state, redis_state) else facts.state
             redis_url, latency = facts.url, facts.latency_ms
             counters["gaps"] = counters.get("gaps", 0) + facts.gaps
+            for name, count in facts.counts.items():
+                counters[name] = counters.get(name, 0) + count
+        seen = server.stats()
+        counters["responses_5xx"] = seen.by_class[4]
+        if lost := lost_lines():
+            counters["log_lines_lost"] = lost
         return WorkerStats(
             connections=server.connections,
             in_flight=server.in_flight,
@@ -373,6 +395,7 @@ class Worker:
             redis_latency_ms=latency,
             redis_url=redis_url,
             counters=counters,
+            latency=list(seen.latency),
         )
 
     def _resident_bytes(self) -> int:

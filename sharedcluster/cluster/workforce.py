@@ -107,6 +107,7 @@ class Workforce:
         self._last_generation = 1
         self._ever_listened = False
         self._was_ready = False
+        self._held_back: set[int] = set()
         self._strays: OrderedDict[int, tuple[float, int]] = OrderedDict()
         self._oom_kills = cgroup.oom_kills()
         self._rebalance_at = 0.0
@@ -122,6 +123,7 @@ class Workforce:
         self.has_changed = False
         workers = list(self.workers.values())
         self._forgive_a_pause(workers, now)
+        self._read_on()
         self.nursery.look(now)
         for worker in workers:
             if worker.slot in self._crashes:
@@ -345,6 +347,13 @@ class Workforce:
         for worker in self.workers.values():
             worker.tell(message)
 
+    def reset_counters(self) -> None:
+        """Set what the primary counts to zero; what workers count of themselves goes on."""
+        self.counters.update(dict.fromkeys(self.counters, 0))
+        self._restarts.clear()
+        for worker in self.workers.values():
+            worker.restarts = 0
+
     def reopen_logs(self) -> None:
         """Have the workers open their log files anew."""
         self.tell_all(ReopenLogs())
@@ -360,12 +369,15 @@ class Workforce:
         if worker.id not in self.workers:
             return
         if worker.pid in self._strays:
-            self._bury(worker, self._strays.pop(worker.pid)[1])
+            self._ended(worker, self._strays.pop(worker.pid)[1])
         elif not worker.pid and worker.is_disconnected:
-            self._bury(worker, signal.SIGKILL)  # how it ended, nobody knows
+            self._ended(worker, signal.SIGKILL)  # how it ended, nobody knows
 
     def _read(self, worker: WorkerHandle, most: int = MESSAGES_PER_TURN) -> None:
         for _ in range(most):
+            if worker.state is WorkerState.DRAINING and not self._hand_off.has_room:
+                self._hold_back(worker)
+                return
             try:
                 received = worker.channel.receive()
             except ChannelClosed:
@@ -384,6 +396,25 @@ class Workforce:
                 logger.error("worker %d sent a message that is not for the primary: %r", worker.id, message)
             else:
                 handler(self, worker, message, fd)
+
+    def _hold_back(self, worker: WorkerHandle) -> None:
+        """It gives back faster than others take: what it sends waits in its channel, where it costs no descriptor."""
+        if worker.id not in self._held_back:
+            self._held_back.add(worker.id)
+            self._selector.unregister(worker.channel)
+
+    def _read_on(self) -> None:
+        """Hear those again that were held back."""
+        for id in tuple(self._held_back):
+            if not self._hand_off.has_room:
+                return
+            self._held_back.discard(id)
+            worker = self.workers[id]
+            self._selector.register(worker.channel, selectors.EVENT_READ, lambda _mask, w=worker: self._on_readable(w))
+            if worker.exit_status is None:
+                self._on_readable(worker)
+            else:
+                self._ended(worker, worker.exit_status)
 
     def _disconnected(self, worker: WorkerHandle) -> None:
         worker.is_disconnected = True
@@ -478,17 +509,23 @@ class Workforce:
         """A child ended. One that is nobody's may be a worker its mold has not told us of yet, or an orphan."""
         worker = next((w for w in self.workers.values() if w.pid == pid), None)
         if worker is not None:
-            self._bury(worker, status)
+            self._ended(worker, status)
         elif not self.nursery.reaped(pid, status):
             now = time.monotonic()
             self._strays[pid] = (now, status)
             while next(iter(self._strays.values()))[0] < now - _STRAY_MEMORY:
                 self._strays.popitem(last=False)
 
-    def _bury(self, worker: WorkerHandle, status: int) -> None:
+    def _ended(self, worker: WorkerHandle, status: int) -> None:
         # What it said before it died counts: an `Accepted` in the socket means that bytes may have been read, so
         # that connection must not be given to anybody else; a given-back one must not be lost.
-        self._read(worker, sys.maxsize)
+        worker.exit_status = status
+        if worker.id not in self._held_back:
+            self._read(worker, sys.maxsize)
+        if worker.id not in self._held_back:
+            self._bury(worker, status)
+
+    def _bury(self, worker: WorkerHandle, status: int) -> None:
         self._disconnected(worker)
         worker.channel.close()
         worker.state = WorkerState.DEAD
@@ -507,8 +544,16 @@ class Workforce:
             out_of_memory=self._was_out_of_memory(status),
         )
         self._events.emit(events.EXIT, worker, reason)
-        if not (worker.asked_to_leave or self.is_leaving):
+        if reason.code in self._config.stop_exit_codes and not worker.asked_to_leave:
+            self._leave_empty(worker)
+        elif not (worker.asked_to_leave or self.is_leaving):
             self._crashed(worker)
+
+    def _leave_empty(self, worker: WorkerHandle) -> None:
+        """It ended as it may (`stop_exit_codes`): one worker fewer, and without any the cluster has done its work."""
+        left = self.desired.workers - 1
+        logger.info("worker %d (slot %d) has done its work: %d left", worker.id, worker.slot, left)
+        self.desired = replace(self.desired, workers=left) if left else replace(self.desired, stopping=True)
 
     def _crashed(self, worker: WorkerHandle) -> None:
         record = self._crashes.get(worker.slot, Crashes())

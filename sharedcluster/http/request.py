@@ -153,7 +153,7 @@ class HeadReader:
 
     def _read_request_line(self, line: str, environ: Environ) -> None:
         if len(line) > self._limit_line:
-            raise Refused(policy.LINE_TOO_LONG)
+            raise Refused(policy.LINE_TOO_LONG if " " in line[:33] else policy.REQUEST_LINE)
         parts = line.split(" ")
         if len(parts) != 3 or parts[2] not in VERSIONS or parts[0] not in policy.METHODS or not parts[1]:
             raise explain_request_line(line)

@@ -160,6 +160,8 @@ CHUNKS = [
 ]  # fmt: skip
 LARGE = [
     ("line-too-long", "GET /" + "a" * 8192 + " HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+    ("method-far-too-long", "A" * 9000 + " / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("method-without-end", "A" * 9000, 400),
     ("line-without-end", "GET /" + "a" * 9000, 414),
     ("field-too-large", H + "A: " + "b" * 8192 + "\r\n\r\n", 431),
     ("name-too-large", H + "a" * 8192 + ": b\r\n\r\n", 431),
