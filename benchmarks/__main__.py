@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = commands.add_parser("run", help="measure, and write results and report")
     run.add_argument("--quick", action="store_true", help="rows with a bar only, short turns; under 3 minutes")
     run.add_argument("--row", action="append", default=[], metavar="TEXT", help="only rows whose name has this in it")
+    run.add_argument("--work", action="store_true", help="only CPU per request: not reloads, memory, scaling ...")
     run.add_argument("--peer", action="append", default=[], help="only this server beside ours; repeatable")
     run.add_argument("--seconds", type=float, default=2.0, help="of one turn [2]")
     run.add_argument("--rounds", type=int, default=5, help="turns of each server [5]")
@@ -69,9 +70,9 @@ def _run(chosen: argparse.Namespace) -> None:
     wanted = [
         name
         for name in (*WORKS, *specials.SPECIALS, *scaled, scaling.SATURATION, model.NAME)
-        if (not chosen.quick or name in with_bar) and (not chosen.row or any(text in name for text in chosen.row))
+        if (not chosen.quick or name in with_bar) and (not chosen.work or name in WORKS) and (not chosen.row or any(text in name for text in chosen.row))
     ]  # fmt: skip
-    if not chosen.quick and not chosen.row and path.exists():
+    if not chosen.quick and not chosen.row and not chosen.peer and path.exists():
         shutil.copy(path, PREVIOUS)  # a whole new table: the one before is kept to see how far two runs differ
     results = Results() if chosen.quick else Results.load(path)
     results.environment, results.left_out = environment.describe(), left_out()
