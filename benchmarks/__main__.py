@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import RESULTS, ROOT
+from benchmarks import HOME, RESULTS, ROOT
 from benchmarks.install import install
 
 QUICK_PEERS: Final = ("sharedcluster", "gunicorn gevent", "granian", "bjoern", "node cluster")
 LATEST: Final = RESULTS / "latest.json"
 PREVIOUS: Final = RESULTS / "previous.json"
-QUICK: Final = RESULTS / "quick.json"
+QUICK: Final = HOME / "quick.json"
 SHOWN_IN: Final = (ROOT / "docs" / "performance.md", ROOT / "README.md")
 """Pages into which a report writes its tables, between `<!-- results: NAME -->` and `<!-- end of results -->`."""
 
