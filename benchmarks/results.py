@@ -118,7 +118,7 @@ def _turn(each: Any) -> dict[str, float]:
             "cpu_us": each.cpu_us, "root_us": each.cpu_us * each.root_share, "redis_us": each.redis_us,
             "client_us": each.client_us, "rate": seen.rate, "p50_ms": seen.p50 * 1e3, "p99_ms": seen.p99 * 1e3,
             "max_ms": seen.highest * 1e3, "failed": seen.failed, "dropped": seen.dropped,
-            "closed_idle": seen.closed_idle,
+            "closed_idle": seen.closed_idle, "idle_kb": each.idle_bytes / 1024,
         }
     )  # fmt: skip
 

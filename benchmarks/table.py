@@ -97,6 +97,8 @@ def rates(results: Results) -> list[str]:
             closed = sum(turn["closed_idle"] for turn in entry.servers[server])
             remarks = [f"{failed:.0f} failed"] if failed else []
             remarks += [f"{closed:.0f} idle connections closed"] if closed else []
+            grown = max(turn.get("idle_kb", 0.0) for turn in entry.servers[server])
+            remarks += [f"{grown:.1f} KB per idle connection"] if grown >= 0.1 else []
             if rate and p50 and p99:
                 cells = (f"{rate.median:,.0f}", f"{p50.median:.2f}", f"{p99.median:.2f}", ", ".join(remarks))
                 rows.append((entry.name, server, *cells))

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from sharedcluster.control import client
+from sharedcluster.errors import SharedClusterError
 from tests.cluster_process import ROOT, Answer, request
 
 APP = """
@@ -78,8 +79,11 @@ class Desk:
         return {row["name"]: row for row in rows}
 
     def status(self, name: str = "shop") -> dict[str, Any]:
-        """The status of a running application, asked without a command."""
-        facts: dict[str, Any] = client.call(self.folder / "run" / f"{name}.sock", "status")["status"]
+        """The status of a running application, asked without a command; OSError if it does not answer."""
+        try:
+            facts: dict[str, Any] = client.call(self.folder / "run" / f"{name}.sock", "status")["status"]
+        except SharedClusterError as error:
+            raise OSError(str(error)) from error
         return facts
 
     def get(self, path: str, name: str = "shop") -> Answer:

@@ -14,7 +14,7 @@ from benchmarks.load.outcome import Outcome
 SCRIPT: Final = Path(__file__).with_name("report.lua")
 
 
-class WrkMissingError(Exception):
+class WrkMissingError(RuntimeError):
     """wrk is not installed."""
 
 

@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from sharedcluster.cli import keeping, load_test, logs, looking, monit, saving, serving, templates
+from sharedcluster.cli import keeping, load_test, logs, looking, monit, saving, serving, templates, workers
 from sharedcluster.control.protocol import ControlError
 from sharedcluster.errors import AppLoadError, UserError
 from sharedcluster.version import VERSION
@@ -83,6 +83,7 @@ for _command in (
     looking.list_command,
     looking.status,
     looking.describe,
+    workers.drain,
     logs.logs,
     logs.flush,
     monit.monit,

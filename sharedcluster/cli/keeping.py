@@ -326,6 +326,8 @@ def reset(names: tuple[str, ...], name: str, control: str) -> int:
 
     def act(target: Target) -> str:
         client.call(_control(target), "reset")
+        if target.record and target.record.has_attendant() and target.record.state.attendant:
+            os.kill(target.record.state.attendant.pid, signal.SIGALRM)
         return f"{target.name}: counters are zero"
 
     return _each(choose(names, name, control), act)

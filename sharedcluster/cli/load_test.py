@@ -22,7 +22,7 @@ Examples:
   sharedcluster load-test http://127.0.0.1:8000/counter --sessions
   sharedcluster load-test quick http://127.0.0.1:8000/ --count 10 --num 20
 \b
-Exit code 1 if a request failed or a session was lost.
+Exit code 1 if a request failed (no answer, or 5xx) or a session was lost.
 """
 DEFAULT_SECONDS: Final = 10.0
 
@@ -68,7 +68,8 @@ def load_test(words: tuple[str, ...], quiet: bool, as_json: bool, **options: Any
         click.echo(f"\r{'':<70}\r", nl=False, err=True)
     click.echo(json.dumps(report.as_json(outcome), indent=2) if as_json else report.report(outcome))
     tally = outcome.tally
-    return int(bool(tally.errors.total() or tally.lost or not tally.answered))
+    refused = sum(count for status, count in tally.statuses.items() if status >= 500)
+    return int(bool(tally.errors.total() or refused or tally.lost or not tally.answered))
 
 
 def _plan(

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from sharedcluster.cli.tables import coloured
+from sharedcluster.cli.tables import coloured, say
 from sharedcluster.cli.targets import Target, choose, known, names_argument
 from sharedcluster.errors import ConfigError
 from sharedcluster.operating.following import Follower, Line, last_lines
@@ -90,7 +90,7 @@ def _printer(*, as_json: bool, names: bool) -> Callable[[str, Line], None]:
         clock = line.time.partition(" ")[2] or line.time[11:23]
         mark = "|" if line.stream == "out" else "!"
         text = _printable(line.text)
-        click.echo(f"{coloured(f'{clock:<12} {label:<8} {mark}', _colour(role))} {text}")
+        say(f"{coloured(f'{clock:<12} {label:<8} {mark}', _colour(role))} {text}")
 
     return show_json if as_json else show
 

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import click
 
-from sharedcluster.cli.tables import duration, facts_block, megabytes, table
+from sharedcluster.cli.tables import duration, facts_block, megabytes, say, table
 from sharedcluster.cli.targets import Target, choose, known, names_argument, with_address
+from sharedcluster.cli.workers import show_worker, worker_meant
 from sharedcluster.control import client
 from sharedcluster.control.protocol import ControlError
 from sharedcluster.errors import UserError
@@ -60,6 +61,8 @@ def _see_kept(target: Target, record: Record, facts: Mapping[str, Any] | None, s
         note = "" if attended else "nobody attends it: restart it"
         if state.restarts and state.ended:
             note = note or f"{state.ended} {duration(time.time() - state.ended_at)} ago"
+        if lost := facts["counters"].get("log_lines_lost"):
+            note = f"{lost} log lines lost" + (f"; {note}" if note else "")
         return Seen(target, "starting" if state.state == "starting" else facts["state"], note, facts)
     if record.has_primary():
         word = "starting" if state.state == "starting" else "no answer"
@@ -89,7 +92,7 @@ def list_command(as_json: bool) -> None:
         return
     header = ["id", "name", "state", "pid", "uptime", "workers", "restarts", "conns", "requests", "cpu", "mem",
               "address", "note"]  # fmt: skip
-    click.echo(table(header, [_row(each) for each in seen], left=(1, 2, 11, 12), state=2))
+    say(table(header, [_row(each) for each in seen], left=(1, 2, 11, 12), state=2))
 
 
 def _row(seen: Seen) -> list[str]:
@@ -154,7 +157,7 @@ def status(names: tuple[str, ...], name: str, control: str, as_json: bool) -> No
         paths = [_running(target) for target in choose(names, name)]
     for number, path in enumerate(paths):
         facts = client.call(path, "status")["status"]
-        click.echo(json.dumps(facts, indent=2) if as_json else ("\n" if number else "") + status_table(facts))
+        say(json.dumps(facts, indent=2) if as_json else ("\n" if number else "") + status_table(facts))
 
 
 def _running(target: Target) -> Path:
@@ -201,7 +204,10 @@ def status_table(facts: Mapping[str, Any]) -> str:
 @with_address
 @click.option("--json", "as_json", is_flag=True, help="for machines")
 def describe(names: tuple[str, ...], name: str, control: str, as_json: bool) -> None:
-    """Show everything about an app: what it is, how it is kept, how it is, and its last failure."""
+    """Show everything about an app, or (with a worker's ID, or NAME ID) about one worker."""
+    if meant := worker_meant(names, name, control):
+        show_worker(*meant, as_json=as_json)
+        return
     for number, target in enumerate(choose(names, name, control, running=False)):
         seen = see(target)
         if target.record is not None:  # `see` may have taken a moment
@@ -213,7 +219,7 @@ def describe(names: tuple[str, ...], name: str, control: str, as_json: bool) -> 
         click.echo(f"{target.name}  {seen.state}" + (f"  ({seen.note})" if seen.note else ""))
         click.echo(facts_block(_described(seen)))
         if seen.facts is not None:
-            click.echo("\n" + status_table(seen.facts))
+            say("\n" + status_table(seen.facts))
         if target.record is not None and (failure := _failure(seen)):
             click.echo(f"\nlast failure:\n{failure}")
 

@@ -25,6 +25,11 @@ def coloured(text: str, colour: str) -> str:
     return click.style(text, fg=colour) if wants_colour() else text
 
 
+def say(text: str) -> None:
+    """Print it with its colours, which `echo` would take out where FORCE_COLOR asks for them."""
+    click.echo(text, color=wants_colour())
+
+
 def state_colour(state: str) -> str:
     """Green, red or yellow."""
     return "green" if state in GOOD else "red" if state in BAD else "yellow"

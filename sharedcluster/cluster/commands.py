@@ -29,6 +29,7 @@ class Commands:
             "drain": self._drain,
             "describe": self._describe,
             "latency": self._latency,
+            "reset": self._reset,
         }
 
     def commands(self) -> Mapping[str, Command]:
@@ -85,6 +86,10 @@ class Commands:
         """Requests by duration, bucket i below 2**i microseconds: of each worker, to be merged by addition."""
         workers = self._primary.workforce.workers.values()
         return {"workers": [{"id": w.id, "slot": w.slot, "latency": w.stats.latency} for w in workers]}
+
+    def _reset(self, _arguments: dict[str, Any], _client: Client) -> dict[str, Any]:
+        self._primary.workforce.reset_counters()
+        return {}
 
     def _worker(self, arguments: dict[str, Any]) -> WorkerHandle:
         workers = self._primary.workforce.workers

@@ -347,6 +347,13 @@ class Workforce:
         for worker in self.workers.values():
             worker.tell(message)
 
+    def reset_counters(self) -> None:
+        """Set what the primary counts to zero; what workers count of themselves goes on."""
+        self.counters.update(dict.fromkeys(self.counters, 0))
+        self._restarts.clear()
+        for worker in self.workers.values():
+            worker.restarts = 0
+
     def reopen_logs(self) -> None:
         """Have the workers open their log files anew."""
         self.tell_all(ReopenLogs())

@@ -329,7 +329,7 @@ class Connection(Transport):
         """The exchange is over (called in its greenlet): be idle again, or end."""
         server = self.server
         server.count(exchange)
-        self._exchange = None
+        self._exchange = self._head = None
         self._is_held = self._is_opening or self._is_at_end
         if self.phase != SERVING:  # lost, refused or taken over meanwhile
             if self.phase == LINGERING:
@@ -412,7 +412,7 @@ class Connection(Transport):
         exchange = self._exchange
         if self.phase != SERVING or exchange is None or exchange.has_begun:
             raise ClientGone("the connection is closed, or its response has begun")
-        exchange.is_over = True
+        exchange.is_over = exchange.has_switched = True
         self.phase = TAKEN
         self.unwatch()
         self.expiry = NEVER
@@ -435,10 +435,19 @@ class Connection(Transport):
 
     # Leaving.
 
+    is_movable = True
+    """Whether another worker could go on with the connection once it is idle."""
+
     @property
     def is_releasable(self) -> bool:
         """Between two requests, with not one byte of the next read: another worker can go on with it."""
-        return self.phase == IDLE and not self._buffer and not self._is_at_end and not self._is_opening
+        return (
+            self.is_movable
+            and self.phase == IDLE
+            and not self._buffer
+            and not self._is_at_end
+            and not self._is_opening
+        )
 
     def release(self) -> ReleasedConnection:
         """Let go of the descriptor without closing it."""
@@ -501,7 +510,8 @@ class Connection(Transport):
     def refuse(self, refused: Refused, *, is_head: bool = False) -> None:
         """Answer a message that breaks a rule, as far as the client takes it at once, and end."""
         server = self.server
-        server.count_refusal(refused, self)
+        head = self._head if self._exchange is None else self._exchange.head
+        server.count_refusal(refused, self.template if head is None else head.environ)
         try:
             self.answer(refusal(refused.rule, server.standing, is_head=is_head))
             self._linger()

@@ -72,6 +72,7 @@ class Exchange:
         "bytes_out",
         "connection",
         "greenlet",
+        "has_switched",
         "head",
         "input",
         "is_over",
@@ -89,6 +90,7 @@ class Exchange:
         self.input = body
         self.response: ResponseHead | None = None
         self.is_over = False
+        self.has_switched = False
         self.is_winding_up = False
         self.request_id: str | None = None
         self._status: str | None = None
@@ -195,7 +197,7 @@ class Exchange:
         server = self.connection.server
         standing = server.standing
         head = self.head
-        keep_alive = head.keep_alive and not server.is_draining
+        keep_alive = head.keep_alive and (not server.is_draining or server.moves(self.connection))
         if type(self.input) is BodyStream:
             keep_alive = keep_alive and self.input.is_nearly_read
         if self.request_id is not None:

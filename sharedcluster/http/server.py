@@ -181,6 +181,7 @@ class Server:
     def drain(self) -> None:
         """End: answer what is in flight or on its way, say `Connection: close`, keep nothing idle for long."""
         self.is_draining = True
+        self._drained.clear()
         self._refresh(time.monotonic())
         for connection in list(self._connections):
             connection.hurry()
@@ -192,8 +193,10 @@ class Server:
 
     def wait_drained(self, timeout: float) -> bool:
         """Wait, in a greenlet, until no connection is left; False if `timeout` seconds were not enough."""
-        if self._connections:
-            self._drained.wait(timeout)
+        end = time.monotonic() + timeout
+        while self._connections and (left := end - time.monotonic()) > 0:
+            self._drained.clear()
+            self._drained.wait(left)
         return not self._connections
 
     def close(self) -> None:
@@ -208,8 +211,11 @@ class Server:
         """`connection` is closed or released."""
         self.wheel.remove(connection)
         self._connections.discard(connection)
-        if self.is_draining:
-            self._check_drained()
+        self._check_drained()
+
+    def moves(self, connection: Connection) -> bool:
+        """Whether `connection` goes to another worker when it falls idle, so that a drain need not end it."""
+        return self.on_idle is not None and connection.is_movable
 
     def fell_idle(self, connection: Connection) -> None:
         """`connection` waits for its next request, while the worker drains or gives idle ones away."""
@@ -224,25 +230,30 @@ class Server:
         self.in_flight -= 1
         counters.requests += 1
         counters.bytes_out += exchange.bytes_out
-        if exchange.response is not None:
-            counters.by_class[exchange.response.code // 100] += 1
         seconds = time.monotonic() - exchange.started_at
         counters.latency[int(seconds * 1e6).bit_length()] += 1
-        if self.access_log is not None and exchange.response is not None:
-            environ = exchange.head.environ
-            if exchange.request_id is not None:
-                environ = {**environ, "sharedcluster.request_id": exchange.request_id}
-            self._log_access(
-                environ, exchange.response.code, exchange.bytes_out - len(exchange.response.data), seconds
-            )
+        if exchange.response is not None:
+            counters.by_class[exchange.response.code // 100] += 1
+        elif exchange.has_switched:
+            counters.by_class[1] += 1
+        if self.access_log is not None:
+            self._log_exchange(exchange, seconds)
 
-    def count_refusal(self, refused: Refused, connection: Connection) -> None:
-        """A message was refused."""
+    def _log_exchange(self, exchange: Exchange, seconds: float) -> None:
+        environ = {**exchange.head.environ, "sharedcluster.request_id": exchange.request_id}
+        if exchange.response is not None:
+            sent = exchange.bytes_out - len(exchange.response.data)
+            self._log_access(environ, exchange.response.code, sent, seconds)
+        elif exchange.has_switched:
+            self._log_access(environ, 101, 0, seconds)
+
+    def count_refusal(self, refused: Refused, environ: Environ) -> None:
+        """A message was refused; `environ` is what is known of it."""
         self.counters.refused += 1
         self.counters.by_class[refused.rule.status // 100] += 1
-        log.debug("refused %s: %s", connection.peer, refused)
+        log.debug("refused %s: %s", environ.get("REMOTE_ADDR"), refused)
         if self.access_log is not None:
-            self._log_access(connection.template, refused.rule.status, 0, 0.0)
+            self._log_access(environ, refused.rule.status, 0, 0.0)
 
     def _log_access(self, environ: Environ, status: int, sent: int, seconds: float) -> None:
         if self.access_log is not None:
@@ -282,5 +293,5 @@ class Server:
             self.standing = standing_fields(second, worker=self.settings.expose_worker)
 
     def _check_drained(self) -> None:
-        if not self._connections:
+        if self.is_draining and not self._connections:
             self._drained.set()

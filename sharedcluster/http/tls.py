@@ -90,6 +90,7 @@ class TlsConnection(Connection):
     """A connection whose transport encrypts."""
 
     has_sendfile = False
+    is_movable = False  # the keys live in this process
     __slots__ = ("_has_shaken", "_incoming", "_outgoing", "_pump", "_tls", "_unsent")
 
     def __init__(
@@ -217,8 +218,3 @@ class TlsConnection(Connection):
         super().close()
         if pump is not None:
             pump.close()
-
-    @property
-    def is_releasable(self) -> bool:
-        """Never: the keys live in this process."""
-        return False

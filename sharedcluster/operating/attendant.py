@@ -44,6 +44,8 @@ FORWARDED: Final = (
     signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2
 )  # fmt: skip
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+RESET: Final = signal.SIGALRM
+"""`sharedcluster reset`: forget how often the primary was started again."""
 HOPELESS_CODES: Final = (2, 3)
 """Exit codes that starting again does not mend: the settings are wrong, or the application does not work."""
 WATCH_INTERVAL: Final = 0.5
@@ -81,7 +83,7 @@ class Attendant:
         self._selector = selectors.DefaultSelector()
         self._wake, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
-        for number in (*FORWARDED, signal.SIGCHLD):
+        for number in (*FORWARDED, RESET, signal.SIGCHLD):
             signal.signal(number, lambda _number, _frame: None)
         become_subreaper()  # a primary that replaced itself is still our child when the old one has left
         signal.signal(signal.SIGIO, signal.SIG_IGN)  # a lease that is broken while it is held (rotation)
@@ -207,6 +209,8 @@ class Attendant:
             for number in os.read(self._wake, 4096):
                 if number == signal.SIGCHLD:
                     self._reap()
+                elif number == RESET:
+                    self._change(restarts=0, ended="", notes={})
                 elif number in FORWARDED:
                     self._on_signal(signal.Signals(number))
 

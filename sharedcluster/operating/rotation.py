@@ -26,7 +26,7 @@ from sharedcluster.operating.records import ROTATED
 from sharedcluster.operating.spec import Upkeep
 
 SHORTEST_LOOK: Final = 0.05
-LONGEST_LOOK: Final = 1.0
+LONGEST_LOOK: Final = 0.25
 """Seconds between two looks at the sizes; the faster a file grows, the sooner the next."""
 PATIENCE: Final = 30.0
 """Seconds a renamed file rests before it is compressed, where the file system knows no leases."""
@@ -116,7 +116,7 @@ class Rotator:
             os.rename(path, target)
             self.rotations += 1
             self._untold = True
-        self._seen.pop(path, None)
+        self._seen[path] = (now, 0)
 
     def reaped(self, pid: int) -> bool:
         """Whether the child that ended was the compressor; then the next file may be compressed."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import secrets
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -102,6 +103,13 @@ def draw() -> dict[str, str]:
         "uuid4": str(uuid.uuid4()),
         "uuid1": str(uuid.uuid1()),
     }
+
+
+@app.get("/orphan")
+def orphan() -> dict[str, int]:
+    """A process that outlives its parent."""
+    script = "sleep 1.5 >/dev/null & echo $!"
+    return {"orphan": int(subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout)}
 
 
 @app.get("/loaded")

@@ -135,6 +135,18 @@ def test_uploads_and_slow_readers(start_cluster: StartCluster) -> None:
     assert (crowd.lost, crowd.refused, crowd.closed) == ([], 0, 0)
 
 
+def test_what_is_in_flight_keeps_its_connection(start_cluster: StartCluster) -> None:
+    """Slow requests and streams that a reload meets: answered by the old worker, and their connections live on."""
+    cluster = start_cluster(APP, "-w", "2", "--redis", "none")
+    address = ("127.0.0.1", cluster.port)
+    slow = [Client(address, target="/slow/1.0") for _ in range(4)]
+    with Crowd(*slow) as crowd:
+        wait_until(lambda: sum(w["in_flight"] for w in cluster.workers()) == 4, "all are in flight")
+        reload_and_wait(cluster)
+        wait_until(crowd.all_got(2), "all are served by the new generation")
+    assert (crowd.lost, crowd.refused, crowd.closed) == ([], 0, 0)
+
+
 def test_an_upload_in_pieces_is_not_cut(start_cluster: StartCluster) -> None:
     """Half a head, or half a body, is with the old worker when the reload comes: the rest is still answered by it."""
     cluster = start_cluster(APP, "-w", "2", "--redis", "none")

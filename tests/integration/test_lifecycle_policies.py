@@ -36,11 +36,7 @@ def kill_and_replace(cluster: Cluster, slot: int) -> None:
     """kill -9 the worker of a slot; its replacement serves on return."""
     pid, count = cluster.workers()[slot]["pid"], len(cluster.workers())
     os.kill(pid, signal.SIGKILL)
-    wait_until(
-        lambda: pid not in {w["pid"] for w in cluster.workers()} and len(cluster.workers()) == count
-        and cluster.is_ready(),
-        "it is replaced",
-    )  # fmt: skip
+    wait_until(lambda: cluster.has(count, without=(pid,)), "it is replaced")
 
 
 def slots_of(cluster: Cluster) -> dict[str, int]:
@@ -84,7 +80,7 @@ def test_sticky_clients_stay(start_cluster: StartCluster) -> None:
     kill_and_replace(cluster, 1)
     assert slots_of(cluster) == first
     assert cluster.cli("scale", "4").returncode == 0
-    wait_until(lambda: len(cluster.workers()) == 4 and cluster.is_ready(), "four workers")
+    wait_until(lambda: cluster.has(4), "four workers")
     four = slots_of(cluster)
     assert all(slot in (first[source], 3) for source, slot in four.items())
     assert 1 <= sum(slot == 3 for slot in four.values()) <= 25

@@ -1,4 +1,4 @@
-"""Applications that are kept: started detached, listed, reloaded, killed, brought back, errored, saved, resurrected."""
+"""Applications that are kept: started detached, reloaded, killed, brought back, errored, saved, resurrected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.kept_apps import APP, Desk
@@ -92,6 +91,9 @@ def test_a_killed_worker_and_a_killed_primary_come_back(desk: Desk) -> None:
     assert row["primary_restarts"] == 1
     assert "killed by SIGKILL" in row["note"]
     assert "killed by SIGKILL" in desk.cli("list").stdout
+    desk.cli("reset", "shop")
+    wait_until(lambda: desk.apps()["shop"]["primary_restarts"] == 0, "the counters are zero")
+    assert desk.status()["counters"]["restarts"] == 0
 
 
 def test_without_autorestart_a_killed_primary_stays_down(desk: Desk) -> None:
@@ -137,7 +139,7 @@ def test_an_app_that_does_not_load(desk: Desk) -> None:
     assert desk.apps()["broken"]["state"] == "errored"
     described = desk.cli("describe", "broken").stdout
     assert "ValueError: the configuration is missing" in described
-    assert not psutil.pid_exists(desk.recorded("broken")["attendant"]["pid"])
+    wait_until(lambda: not desk.apps()["broken"]["attended"], "its attendant has left")
 
 
 def test_workers_that_never_come_up_end_as_errored(desk: Desk) -> None:
@@ -214,7 +216,7 @@ def test_wait_ready(desk: Desk) -> None:
 
 
 def test_save_and_resurrect(desk: Desk) -> None:
-    """What runs is saved, comes back with its environment; an empty list is not saved by accident, a broken one kept."""
+    """What runs comes back with its environment; an empty list is not saved by accident, a broken one is kept."""
     desk.write("sharedcluster.toml", FILE)
     desk.cli("start", "--only", "shop", "--env", "production")
     desk.cli("save")

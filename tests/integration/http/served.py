@@ -25,7 +25,7 @@ from typing import Any  # noqa: E402
 import gevent  # noqa: E402
 
 from sharedcluster.http.server import Server  # noqa: E402
-from sharedcluster.http.settings import HttpSettings, ListenerFacts  # noqa: E402
+from sharedcluster.http.settings import HttpSettings, ListenerFacts, ReleasedConnection  # noqa: E402
 from sharedcluster.http.tls import make_context  # noqa: E402
 
 StartResponse = Callable[..., Any]
@@ -190,18 +190,26 @@ def notes(environ: Environ, start: StartResponse) -> list[bytes]:
 
 def control(environ: Environ, start: StartResponse) -> list[bytes]:
     """Tell the engine to drain or close, as the query says."""
-    if environ["QUERY_STRING"] == "drain":
+    if environ["QUERY_STRING"] == "hand-over":
+        server.release_when_idle(serve_again)
+        server.drain()
+    elif environ["QUERY_STRING"] == "drain":
         server.drain()
     elif environ["QUERY_STRING"] == "close":
         gevent.spawn(server.close)
     return plain(environ, start)
 
 
+def serve_again(one: ReleasedConnection) -> None:
+    """What another worker would do."""
+    gevent.get_hub().loop.run_callback(server.serve, one.fd, one.listener, one.peer, one.proxied)
+
+
 def migrate(environ: Environ, start: StartResponse) -> list[bytes]:
     """Release every idle connection and serve it again, as another worker would."""
     released = server.release_idle()
     for one in released:
-        gevent.get_hub().loop.run_callback(server.serve, one.fd, one.listener, one.peer, one.proxied)
+        serve_again(one)
     start("200 OK", [TEXT])
     return [str(len(released)).encode()]
 

@@ -174,6 +174,22 @@ def test_drain_answers_what_is_in_flight_and_what_is_late(serve: Serve) -> None:
         assert silent.recv(1000) == b""
 
 
+def test_drain_that_hands_over_closes_nothing(serve: Serve) -> None:
+    """While somebody takes idle connections, a drain ends none: the busy one moves once it has its answer."""
+    served = serve(drain_linger=0.5)
+    with served.connect() as busy, served.connect() as closing:
+        busy.sendall(get("/slow?0.5", close=False))
+        closing.sendall(get("/slow?0.5"))
+        wait_until(lambda: served.notes()["in_flight"] == 3, "both in flight")
+        served.ask(get("/control?hand-over"))
+        answer = busy.recv(1000)
+        assert answer.endswith(b"ok")
+        assert b"Connection: close" not in answer
+        busy.sendall(get("/plain"))
+        assert read_all(busy).endswith(b"ok")
+        assert read_all(closing).endswith(b"ok")
+
+
 def test_drain_ends_event_streams_politely(serve: Serve) -> None:
     """An event stream gets its last chunk, and its generator is closed."""
     served = serve(drain_linger=0.5)

@@ -27,7 +27,7 @@ TARGET = Target.from_url("http://127.0.0.1:8000/x?y=1")
 
 def test_urls() -> None:
     """What is connected to and what is said; a name without a scheme is http."""
-    assert TARGET == Target("127.0.0.1", 8000, "/x?y=1", is_tls=False, authority="127.0.0.1:8000")
+    assert Target("127.0.0.1", 8000, "/x?y=1", is_tls=False, authority="127.0.0.1:8000") == TARGET
     assert Target.from_url("https://user:pw@example.org").port == 443
     assert Target.from_url("https://user:pw@example.org").authority == "example.org"
     assert Target.from_url("[::1]:81").host == "::1"
