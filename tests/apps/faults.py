@@ -108,7 +108,7 @@ def draw() -> dict[str, str]:
 @app.get("/orphan")
 def orphan() -> dict[str, int]:
     """A process that outlives its parent."""
-    script = "sleep 1.5 >/dev/null & echo $!"
+    script = "sleep 20 >/dev/null 2>&1 & echo $!"
     return {"orphan": int(subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout)}
 
 
