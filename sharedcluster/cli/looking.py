@@ -57,18 +57,21 @@ def see(target: Target) -> Seen:
 def _see_kept(target: Target, record: Record, facts: Mapping[str, Any] | None, silent: str) -> Seen:
     state = record.state
     attended = record.has_attendant()
+    past = f"{state.ended} {duration(time.time() - state.ended_at)} ago" if state.ended else ""
     if facts is not None and (attended or record.has_primary()):
-        note = "" if attended else "nobody attends it: restart it"
-        if state.restarts and state.ended:
-            note = note or f"{state.ended} {duration(time.time() - state.ended_at)} ago"
-        if lost := facts["counters"].get("log_lines_lost"):
-            note = f"{lost} log lines lost" + (f"; {note}" if note else "")
-        return Seen(target, "starting" if state.state == "starting" else facts["state"], note, facts)
+        lost = facts["counters"].get("log_lines_lost")
+        notes = (
+            "" if attended else "nobody attends it: restart it",
+            f"{lost} log lines lost" if lost else "",
+            past if state.restarts else "",
+        )
+        word = "starting" if state.state == "starting" else facts["state"]
+        return Seen(target, word, "; ".join(filter(None, notes)), facts)
     if record.has_primary():
         word = "starting" if state.state == "starting" else "no answer"
-        return Seen(target, word, silent)
+        return Seen(target, word, silent or past)
     if attended:
-        return Seen(target, state.state, state.ended)
+        return Seen(target, state.state, past)
     if state.state in ("stopped", "errored"):
         return Seen(target, state.state, first_line(state.failure) if state.state == "errored" else "")
     return Seen(target, "dead", "its primary and its attendant are gone")

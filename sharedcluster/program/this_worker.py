@@ -33,10 +33,11 @@ from sharedcluster.cluster.messages import (
     NewConnection,
     NotBound,
     Online,
+    Peer,
     Stop,
     Unlisten,
 )
-from sharedcluster.cluster.wire import Wire, WorkerFacts, proxied_from
+from sharedcluster.cluster.wire import SharedAcceptor, Wire, WorkerFacts, proxied_from
 from sharedcluster.http.server import Server as HttpServer
 from sharedcluster.http.settings import HttpSettings, ListenerFacts, ReleasedConnection
 from sharedcluster.http.tls import make_context
@@ -93,6 +94,7 @@ class ThisWorker(Events):
         # The C class, not Python's: that one is gevent's in here, and would wait in the loop.
         self._wire = Wire(
             MessageSocket(_socket.socket(fileno=role.wire_fd)),
+            self._row,
             {
                 NewConnection: self._on_connection,
                 Bound: self._on_bound,
@@ -148,6 +150,7 @@ class ThisWorker(Events):
             connections += server.http.connections
             requests += server.http.requests
         self._row.waits(in_flight, connections, requests)
+        self._wire.tell_accepted()
 
     def _handle_signals(self) -> None:
         # The terminal's signals are for the primary. A handler that does nothing, not SIG_IGN: programs that the
@@ -254,9 +257,9 @@ class ThisWorker(Events):
         if fd is None or server is None or not server.takes_more:
             self._wire.refuse(message, fd)
             return
-        http, index = server.http, message.listener
-        proxied = proxied_from(message.proxied)
-        self._wire.accept(message, lambda: http.serve(fd, index, message.peer, proxied))
+        self._wire.accept(message)
+        proxied = proxied_from(message.proxied) if message.proxied else None
+        server.http.serve(fd, message.listener, message.peer, proxied)
 
     def unlisten(self, server: Server) -> None:
         """The server takes no more connections here."""
@@ -365,7 +368,7 @@ class Server(Events):
         self._tls = tls
         self._worker = worker
         self._is_closed = False
-        self._acceptor: Any = None
+        self._acceptor: SharedAcceptor | None = None
 
     def __repr__(self) -> str:
         return f"<server on {self.address}>"
@@ -407,26 +410,16 @@ class Server(Events):
         facts = ListenerFacts(host=bound.host, port=bound.port, unix_path=bound.path or None, tls=tls)
         self.http.add_listener(bound.listener, facts)
         if fd is not None:
-            listening = _socket.socket(fileno=fd)  # not gevent's class: it must not wait
-            self._acceptor = gevent.get_hub().loop.io(fd, 1)
-            self._acceptor.start(self._on_acceptable, listening)
+            self._acceptor = SharedAcceptor(fd, self._serve_accepted, lambda: self.takes_more)
 
-    def _on_acceptable(self, listening: Any) -> None:
-        """One a turn; the other workers are awake too, and whoever has time takes the next."""
-        if not self.takes_more:
-            return
-        try:
-            fd, address = listening._accept()
-        except OSError:
-            return  # another worker was faster, or the client gave up, or we are out of descriptors
-        peer = (address[0], address[1]) if isinstance(address, tuple) and address else None
+    def _serve_accepted(self, fd: int, peer: Peer) -> None:
         self.http.serve(fd, self.listener, peer)
 
     def drain(self, give_back: Callable[[ReleasedConnection], None] | None) -> None:
         """Take nothing new; idle connections go to `give_back`, or are closed."""
         self._is_closed = True
         if self._acceptor is not None:
-            self._acceptor.stop()
+            self._acceptor.close()
         if give_back is not None:
             self.http.release_when_idle(give_back)
             for released in self.http.release_idle():

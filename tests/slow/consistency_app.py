@@ -239,7 +239,6 @@ GUARDS: dict[str, Callable[[], None]] = {
     ),
     "catching-up": without_catching_up,
     "lock-nx": replace_in_script("lock_acquire", "ARGV[1], 'NX', 'PX'", "ARGV[1], 'PX'"),
-    "lock-owner": replace_in_script("lock_release", "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end", ""),
     "compare": replace_in_script("dict_write", "(kind == 'cas' and stored ~= ARGV[at + 2])", "false"),
 }
 
