@@ -84,3 +84,21 @@ def test_a_module_that_does_not_load_is_an_error_at_the_start(start_cluster: Sta
         cluster = start_cluster("tests.apps.plain:app", "--hooks", name, "--redis", "none", ready=False, cwd=tmp_path)
         assert cluster.wait() == 3
         assert says in cluster.output()
+
+
+def test_the_cluster_module_under_run(start_cluster: StartCluster, tmp_path: Path) -> None:
+    """An app sees which worker it is in; one that forks or serves by itself does not load, and is told why."""
+    (tmp_path / "sees.py").write_text(
+        "from flask import Flask\nfrom sharedcluster import cluster\napp = Flask(__name__)\n"
+        "@app.get('/')\ndef who(): return [cluster.is_primary, cluster.is_worker, cluster.worker.id]\n"
+    )
+    cluster = start_cluster("sees", "-w", "1", "--redis", "none", cwd=tmp_path)
+    assert cluster.get("/").json == [False, True, 1]
+    assert cluster.stop() == 0
+    for call in ("fork()", "serve(app)"):
+        (tmp_path / "forks.py").write_text(
+            f"from flask import Flask\nfrom sharedcluster import cluster\napp = Flask(__name__)\ncluster.{call}\n"
+        )
+        refused = start_cluster("forks", "-w", "1", "--redis", "none", cwd=tmp_path, ready=False)
+        assert refused.wait() == 3
+        assert "belongs to a program of its own" in refused.output()
