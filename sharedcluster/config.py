@@ -281,6 +281,11 @@ class Config:
         False, "a worker serves when the application says so: SharedCluster.ready()", "--wait-ready", parse=parse_flag
     )
 
+    hooks: str = setting(
+        "", "a module whose functions are called on events: on_fork, on_exit, post_worker_init, ...", "--hooks",
+        metavar="MODULE", shown="none",
+    )  # fmt: skip
+
     def log_files(self) -> LogFiles | None:
         """Where the two streams go, if to files; one that is named alone takes both."""
         if not (self.out_file or self.error_file):
