@@ -118,7 +118,7 @@ def said(started: actions.Started) -> str:
 
 
 def _specs(what: str | None, only: tuple[str, ...], env_name: str, options: dict[str, Any]) -> list[AppSpec]:
-    config_file = options.pop("config_file", None)
+    config_file = options.pop("config_file", None) or os.environ.get("SHAREDCLUSTER_CONFIG")
     values = given(options)
     environ = dict(os.environ)
     if what is None or ecosystem.is_file_name(what):

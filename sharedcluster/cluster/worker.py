@@ -55,6 +55,7 @@ from sharedcluster.cluster.messages import (
 from sharedcluster.cluster.wire import LAST_WORDS, SharedAcceptor, Wire, WorkerFacts, proxied_from
 from sharedcluster.config import Config
 from sharedcluster.errors import UserError
+from sharedcluster.hooks import HookCluster, Hooks, HookWorker
 from sharedcluster.http.server import Server
 from sharedcluster.http.settings import HttpSettings, ListenerFacts, ReleasedConnection
 from sharedcluster.http.tls import make_context
@@ -111,6 +112,7 @@ class Worker:
         self._before_wait = loop.prepare()
         self._after_wait = loop.check()
         self._acceptors: list[SharedAcceptor] = []
+        self._hooks = Hooks(None)
         self._server: Server | None = None
         self._leave = Event()
         self._drain_timeout: float | None = None
@@ -126,7 +128,10 @@ class Worker:
         self._wire.start()
         self._wire.say(Online(os.getpid()))
         try:
+            self._hooks = Hooks.load(self.config.hooks)
+            self._hooks.call("post_fork", *self._hook_facts())
             loaded = loaded or load(self.config.app)
+            self._hooks.call("post_worker_init", self._hook_facts()[1])
             if loaded.extension is not None:
                 loaded.extension.state  # noqa: B018 - made here, so that its handlers hear messages from now on
             self._server = self._make_server(loaded)
@@ -143,6 +148,11 @@ class Worker:
         self._accept_shared(self._server)
         self._leave.wait()
         return self._finish(self._server)
+
+    def _hook_facts(self) -> tuple[HookCluster, HookWorker]:
+        context = self.context
+        worker = HookWorker(context.id, context.slot, context.generation, os.getpid())
+        return HookCluster(self.config.name, os.getppid()), worker
 
     def _hear_ready(self) -> bool:
         """Wait until the application says that it is ready; False if the worker has to leave before."""
@@ -198,6 +208,7 @@ class Worker:
         server.close()
         for shared in live_states():
             shared.close()
+        self._hooks.call("worker_exit", *self._hook_facts())
         if not self._orphaned:
             self._beat()
             # A connection that is on its way back is not to be lost because the primary is slow.
@@ -360,11 +371,17 @@ def http_settings(config: Config, slot: int) -> HttpSettings:
     """The part of the configuration that concerns the HTTP engine."""
     return HttpSettings(
         limit_head=config.limit_head,
+        limit_fields=config.limit_fields,
         limit_body=config.limit_body,
         limit_concurrency=config.limit_concurrency,
         keep_alive=config.keep_alive,
+        head_timeout=config.head_timeout,
+        body_timeout=config.body_timeout,
+        write_timeout=config.write_timeout,
         request_timeout=config.request_timeout,
         forwarded_allow_ips=config.forwarded_allow_ips,
+        forwarded_headers=config.forwarded_headers,
+        proxy_protocol=config.proxy_protocol,
         access_log=access_logger.info if config.access_log else None,
         access_log_format=config.log_format,
         expose_worker=str(slot) if config.expose_worker else None,

@@ -48,8 +48,9 @@ class WorkerOfRun:
 
     def __init__(self) -> None:
         self.worker = self
-        self.id = int(os.environ["SHAREDCLUSTER_WORKER_ID"])
-        self.slot = int(os.environ["SHAREDCLUSTER_SLOT"])
+        # Before the first worker is forked the application is loaded once, to see whether it loads: that is worker 0.
+        self.id = int(os.environ.get("SHAREDCLUSTER_WORKER_ID", "0"))
+        self.slot = int(os.environ.get("SHAREDCLUSTER_SLOT", "0"))
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -65,4 +66,4 @@ def describe_missing(name: str) -> str:
     here = current()
     if here.worker is not None:
         return f"cluster.{name} is the primary's, and this is worker {here.worker.id}"
-    return f"cluster has no {name!r}" + (" in the primary" if name == "listen" else "")
+    return f"cluster.{name} is a worker's, and this is the primary"

@@ -51,5 +51,5 @@ def take_from_environment() -> WorkerRole | ChildRole | None:
 
 
 def runs_under_the_command() -> bool:
-    """Whether this is a worker of `sharedcluster run`, which has a primary but no script of its own."""
-    return "sharedcluster.cluster.worker" in sys.modules and "SHAREDCLUSTER_SLOT" in os.environ
+    """Whether `sharedcluster run` loads the application in this process: a worker of its, its mold, or its check."""
+    return "sharedcluster.cluster.loading" in sys.modules

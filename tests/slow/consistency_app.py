@@ -110,13 +110,19 @@ def use_lock() -> dict[str, Any]:
 def publish() -> dict[str, Any]:
     """Publish one message."""
     job = request.get_json()
-    return {"position": shared.publish(job["channel"], job["data"], history=HISTORY)}
+    return {"position": shared.publish(job["channel"], job["data"], history=HISTORY, once=job.get("once", ""))}
 
 
 @app.get("/events/<channel>")
 def events(channel: str) -> Response:
     """Listen."""
     return shared.stream(channel)
+
+
+@app.get("/plain")
+def plain() -> str:
+    """Nothing shared."""
+    return "plain"
 
 
 @app.get("/pid")
