@@ -7,6 +7,7 @@ closed whatever happens, also when the client leaves.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
@@ -105,7 +106,7 @@ class Exchange:
         server = connection.server
         environ = head.environ.copy()
         if self.input is not None:
-            environ["wsgi.input"] = self.input
+            environ["wsgi.input"] = io.BufferedReader(self.input) if type(self.input) is BodyStream else self.input
         elif head.upgrade:
             environ["werkzeug.socket"] = UpgradeSocket(connection)
         if server.access_log is not None:
