@@ -108,7 +108,7 @@ class Exchange:
         if self.input is not None:
             environ["wsgi.input"] = io.BufferedReader(self.input) if type(self.input) is BodyStream else self.input
         elif head.upgrade:
-            environ["werkzeug.socket"] = UpgradeSocket(connection)
+            environ["werkzeug.socket"] = self.input = UpgradeSocket(connection)
         if server.access_log is not None:
             environ["sharedcluster.request_id"] = self.request_id = request_id(environ)
         try:
@@ -124,6 +124,8 @@ class Exchange:
         except BaseException as error:
             self._fail(error, environ)
         del environ
+        if type(self.input) is UpgradeSocket:
+            self.input.retire()
         connection.finish(self)
         return not self.is_over
 
