@@ -53,13 +53,17 @@ class Peer:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def _sharedcluster(place: Place) -> list[str]:
+def _sharedcluster(place: Place, *options: str) -> list[str]:
     redis = place.redis_url if place.family == "state" else "none"
     return [
         str(PYTHON), "-m", "sharedcluster", "run", OUR_APPS[place.family], "--bind", f"127.0.0.1:{place.port}",
         "--workers", str(place.workers), "--redis", redis, "--log-level", "warning",
-        *(["--preload"] if place.preload else []),
+        *(["--preload"] if place.preload else []), *options,
     ]  # fmt: skip
+
+
+def _shared_listeners(place: Place) -> list[str]:
+    return _sharedcluster(place, "--policy", "shared")
 
 
 def _gunicorn(kind: str, *options: str) -> Callable[[Place], list[str]]:
@@ -128,6 +132,7 @@ PEERS: Final[dict[str, Peer]] = {
     peer.name: peer
     for peer in (
         Peer("sharedcluster", _sharedcluster, preloads=True, reload="HUP"),
+        Peer("sharedcluster, shared", _shared_listeners, preloads=True, reload="HUP"),
         Peer("gunicorn gevent", _gunicorn("gevent"), "gunicorn", preloads=True, reload="HUP"),
         Peer("gunicorn gthread", _gunicorn("gthread", "--threads", "8"), "gunicorn", preloads=True, reload="HUP"),
         Peer("granian", _granian, "granian", reload="HUP"),

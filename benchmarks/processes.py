@@ -93,6 +93,15 @@ def parse_smaps(text: str) -> Memory:
 
 def memory(root: int) -> Mapping[int, Memory]:
     """The memory of each process of a server, by its pid."""
-    return {
-        s.pid: parse_smaps(Path("/proc", str(s.pid), "smaps_rollup").read_text()) for s in family(all_stats(), root)
-    }
+    found = {}
+    for stat in family(all_stats(), root):
+        try:
+            found[stat.pid] = parse_smaps(Path("/proc", str(stat.pid), "smaps_rollup").read_text())
+        except OSError:  # it ended while we read
+            continue
+    return found
+
+
+def total_memory(root: int) -> int:
+    """Bytes of a whole server: shared pages once."""
+    return sum(each.pss for each in memory(root).values())

@@ -50,6 +50,13 @@ class Entry:
             return None
         return ratio([turn[name] for turn in mine], [turn[name] for turn in other])
 
+    def best_ratio(self, ours: str, theirs: str, name: str = "cpu_us") -> float | None:
+        """Our best turn over their best turn: a busy machine only ever adds CPU, so this is the quietest view."""
+        mine, other = self.servers.get(ours), self.servers.get(theirs)
+        if not mine or not other:
+            return None
+        return min(turn[name] for turn in mine) / min(turn[name] for turn in other)
+
 
 @dataclass(slots=True)
 class Results:
@@ -111,7 +118,7 @@ def _turn(each: Any) -> dict[str, float]:
             "cpu_us": each.cpu_us, "root_us": each.cpu_us * each.root_share, "redis_us": each.redis_us,
             "client_us": each.client_us, "rate": seen.rate, "p50_ms": seen.p50 * 1e3, "p99_ms": seen.p99 * 1e3,
             "max_ms": seen.highest * 1e3, "failed": seen.failed, "dropped": seen.dropped,
-            "closed_idle": seen.closed_idle,
+            "closed_idle": seen.closed_idle, "idle_kb": each.idle_bytes / 1024,
         }
     )  # fmt: skip
 

@@ -6,8 +6,9 @@ What disturbs the machine for longer than a turn disturbs all servers of a round
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -30,6 +31,7 @@ class Slice:
         cpu_us: Microseconds of CPU per request, of all its processes.
         root_share: The part of that spent in its first process (for us and Node: the primary).
         redis_us: What Redis spent per request; not part of `cpu_us`.
+        idle_bytes: What the server grew by (PSS) for each idle connection; 0 in later turns, when it reuses memory.
     """
 
     cpu_us: float
@@ -37,6 +39,7 @@ class Slice:
     redis_us: float
     client_us: float
     outcome: Outcome
+    idle_bytes: float = 0.0
 
 
 @dataclass(slots=True)
@@ -64,19 +67,29 @@ def measure(work: Work, scale: Scale, redis: Redis, only: Sequence[str] = ()) ->
     with ExitStack() as undo:
         servers = _start(work, scale, redis, row, undo, only)
         for server in list(servers):
-            try:
-                turn(server, work, max(1.0, scale.seconds / 2), redis)  # warm: compilers, caches, lazy imports
-            except (CannotServeError, RuntimeError, ValueError) as error:
-                row.missing[server.peer.name] = _first_line(error)
-                servers.remove(server)
+            # Warm: compilers, caches, lazy imports.
+            _take_turn(server, servers, row, lambda each: turn(each, work, max(1.0, scale.seconds / 2), redis))
+        row.slices.clear()
         for number in range(scale.rounds):
             # Each round begins with another server, so that none is always first after a pause.
-            for server in servers[number % len(servers) :] + servers[: number % len(servers)]:
-                row.slices.setdefault(server.peer.name, []).append(turn(server, work, scale.seconds, redis))
-                sys.stderr.write(".")
-                sys.stderr.flush()
+            first = number % max(1, len(servers))
+            for server in servers[first:] + servers[:first]:
+                _take_turn(server, servers, row, lambda each: turn(each, work, scale.seconds, redis))
     sys.stderr.write("\n")
     return row
+
+
+def _take_turn(server: Server, servers: list[Server], row: Row, run: Callable[[Server], Slice]) -> None:
+    """One turn; a server that fails in it is out of the row, and the row says why."""
+    name = server.peer.name
+    try:
+        row.slices.setdefault(name, []).append(run(server))
+    except (CannotServeError, RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
+        row.missing[name] = _first_line(error)
+        row.slices.pop(name, None)
+        servers.remove(server)
+    sys.stderr.write(".")
+    sys.stderr.flush()
 
 
 def _start(work: Work, scale: Scale, redis: Redis, row: Row, undo: ExitStack, only: Sequence[str]) -> list[Server]:
@@ -107,8 +120,10 @@ def _start(work: Work, scale: Scale, redis: Redis, row: Row, undo: ExitStack, on
 
 def turn(server: Server, work: Work, seconds: float, redis: Redis) -> Slice:
     """Load one server for some seconds, and account for it."""
+    empty = processes.total_memory(server.pid) if work.idle else 0
     holder = own.Started("holder", str(server.port), str(work.idle), work.path) if work.idle else None
     try:
+        grown = processes.total_memory(server.pid) - empty if work.idle else 0
         plan = Plan(server.port, work.path, work.connections, seconds, method=work.method, login=work.login)
         client = own.start(plan) if work.login else None
         before, redis_before = processes.cpu_by_process(server.pid), _redis_cpu(redis)
@@ -133,7 +148,7 @@ def turn(server: Server, work: Work, seconds: float, redis: Redis) -> Slice:
     return Slice(
         cpu_us=spent * per_request, root_share=root / spent if spent else 0.0,
         redis_us=(redis_after - redis_before) * per_request, client_us=outcome.client_cpu * per_request,
-        outcome=outcome,
+        outcome=outcome, idle_bytes=grown / work.idle if work.idle else 0.0,
     )  # fmt: skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
+from benchmarks import capacity
 from benchmarks.bars import BARS, Bar, verdict
 from benchmarks.code_state import CodeState, is_stale
 from benchmarks.peers import OURS, PEERS
@@ -18,6 +20,7 @@ def document(results: Results, now: CodeState, before: Results | None = None) ->
     parts = ["# Results", "", *_preface(results, now), "", "## The bars", "", *bars(results, now), ""]
     parts += ["## CPU per request", "", *works(results, now), "", "## Rate and wait", "", *rates(results), ""]
     parts += ["## Scaling", "", *scaling(results, now), ""]
+    parts += ["## Capacity", "", *capacity.section(results), ""]
     parts += ["## Other measurements", "", *specials(results, now)]
     if before is not None and before.entries:
         parts += ["", "## The same table twice", "", *twice(results, before)]
@@ -49,8 +52,10 @@ def bars(results: Results, now: CodeState) -> list[str]:
     for bar in BARS:
         entry = results.entries.get(bar.work)
         measured = _against(bar, entry)
-        rows.append((bar.work + _mark(entry, now), bar.text, _with_spread(measured), verdict(bar, measured)))
-    return markdown(("work", "bar", "measured (lowest to highest)", "verdict"), rows)
+        best = entry.best_ratio(OURS, bar.peer) if entry and bar.peer else None
+        quiet = _short(best) if best else ""
+        rows.append((bar.work + _mark(entry, now), bar.text, _with_spread(measured), quiet, verdict(bar, measured)))
+    return markdown(("work", "bar", "measured (lowest to highest)", "of the best turns", "verdict"), rows)
 
 
 def _against(bar: Bar, entry: Entry | None) -> Summary | None:
@@ -92,6 +97,8 @@ def rates(results: Results) -> list[str]:
             closed = sum(turn["closed_idle"] for turn in entry.servers[server])
             remarks = [f"{failed:.0f} failed"] if failed else []
             remarks += [f"{closed:.0f} idle connections closed"] if closed else []
+            grown = max(turn.get("idle_kb", 0.0) for turn in entry.servers[server])
+            remarks += [f"{grown:.1f} KB per idle connection"] if grown >= 0.1 else []
             if rate and p50 and p99:
                 cells = (f"{rate.median:,.0f}", f"{p50.median:.2f}", f"{p99.median:.2f}", ", ".join(remarks))
                 rows.append((entry.name, server, *cells))
@@ -142,8 +149,17 @@ def twice(results: Results, before: Results) -> list[str]:
             first, second = older.ratio(OURS, peer), entry.ratio(OURS, peer)
             if peer != OURS and first and second:
                 apart = second.median / first.median - 1
-                rows.append((entry.name, peer, f"{first.median:.2f}", f"{second.median:.2f}", f"{apart:+.0%}"))
+                name = entry.name + ("" if older.code == entry.code else " (the code changed between)")
+                rows.append((name, peer, f"{first.median:.2f}", f"{second.median:.2f}", f"{apart:+.0%}"))
     return markdown(("work", "÷", "first run", "second run", "apart"), rows)
+
+
+def insert(page: str, blocks: Mapping[str, Sequence[str]]) -> str:
+    """Put tables into a page, in the places that are marked for them; a page without marks stays as it is."""
+    for name, lines in blocks.items():
+        place = re.compile(rf"(<!-- results: {name} -->\n).*?(<!-- end of results -->)", re.DOTALL)
+        page = place.sub(lambda found: found[1] + "\n".join(["", *lines]).rstrip() + "\n\n" + found[2], page)  # noqa: B023
+    return page
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -44,7 +44,11 @@ WORKS: Final[dict[str, Work]] = {
         Work("plain WSGI", "plain", "/", (*_PYTHON, "node cluster", "pm2")),
         Work("Flask hello", "flask", "/", (*_PYTHON, "node cluster", "pm2")),
         Work(
-            "Flask hello, a new connection per request", "flask", "/", (*_PYTHON, "node cluster"), new_connection=True
+            "Flask hello, a new connection per request",
+            "flask",
+            "/",
+            ("sharedcluster, shared", *_PYTHON, "node cluster"),
+            new_connection=True,
         ),
         Work("JSON", "flask", "/json", _FAST, "{"),
         Work("Flask, session read", "state", "/read", (*_STATE, "pm2"), "ada 0", login="/login"),

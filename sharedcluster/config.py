@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from sharedcluster.cgroup import available_cpus
 from sharedcluster.errors import ConfigError
+from sharedcluster.log_files import LogFiles
 
 ENV_PREFIX: Final = "SHAREDCLUSTER_"
 DEFAULT_FILE: Final = "sharedcluster.toml"
@@ -124,6 +125,11 @@ def parse_flag(text: str) -> bool:
 def parse_list(text: str) -> tuple[str, ...]:
     """Comma-separated words."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def parse_codes(text: str) -> tuple[int, ...]:
+    """Exit codes, as in `0,64`."""
+    return tuple(parse_count(word) for word in parse_list(text))
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
@@ -234,10 +240,26 @@ class Config:
     )
     preload: bool = setting(False, "load the app once and fork the workers from it", "--preload", parse=parse_flag)
     reload: bool = setting(False, "development: reload when a file changes", "--reload", parse=parse_flag)
+    head_timeout: float = setting(
+        10.0, "from the first byte of a request's head to its last", "--head-timeout", parse=parse_seconds, metavar="S"
+    )
+    body_timeout: float = setting(
+        30.0, "between two pieces of a request's body", "--body-timeout", parse=parse_seconds, metavar="S"
+    )
+    write_timeout: float = setting(
+        30.0,
+        "between two pieces that a client takes of an answer",
+        "--write-timeout",
+        parse=parse_seconds,
+        metavar="S",
+    )
     limit_head: int = setting(
         65536, "bytes of a request's head; more is answered 431 or 414", "--limit-head", parse=parse_size,
         metavar="BYTES",
     )  # fmt: skip
+    limit_fields: int = setting(
+        100, "header fields of a request; more are answered 431", "--limit-fields", parse=parse_count, metavar="N"
+    )
     limit_body: int = setting(
         0, "bytes of a request's body; more is answered 413", "--limit-body", parse=parse_size, metavar="BYTES"
     )
@@ -249,6 +271,13 @@ class Config:
         ("127.0.0.1",), "whose X-Forwarded-* and PROXY heads count", "--forwarded-allow-ips", parse=parse_list,
         metavar="IPS", env=("FORWARDED_ALLOW_IPS",),
     )  # fmt: skip
+    forwarded_headers: tuple[str, ...] = setting(
+        ("for", "proto"), "which of for, proto, host, port, prefix are taken from them", "--forwarded-headers",
+        parse=parse_list, metavar="WORDS",
+    )  # fmt: skip
+    proxy_protocol: bool = setting(
+        False, "a PROXY protocol head is required from them", "--proxy-protocol", parse=parse_flag
+    )
     certfile: str = setting("", "TLS: the certificate chain, as PEM", "--certfile", metavar="FILE")
     keyfile: str = setting("", "TLS: the key, if it is not in the certificate's file", "--keyfile", metavar="FILE")
     name: str = setting("", "the name of this cluster", "--name", metavar="NAME", shown="the app's name")
@@ -263,6 +292,28 @@ class Config:
     log_format: str = setting("text", "text or json", "--log-format", parse=one_of("text", "json"), metavar="FORMAT")
     access_log: bool = setting(False, "log each request", "--access-log", parse=parse_flag)
     expose_worker: bool = setting(False, "add X-Worker: SLOT to each response", "--expose-worker", parse=parse_flag)
+    out_file: str = setting(
+        "", "standard output of all processes goes there; USR1 reopens", "--out-file", metavar="PATH"
+    )
+    error_file: str = setting("", "standard error and the log go there; USR1 reopens", "--error-file", metavar="PATH")
+    stop_exit_codes: tuple[int, ...] = setting(
+        (), "a worker that exits with one of these is not replaced", "--stop-exit-codes", parse=parse_codes,
+        metavar="CODES", shown="none",
+    )  # fmt: skip
+    wait_ready: bool = setting(
+        False, "a worker serves when the application says so: SharedCluster.ready()", "--wait-ready", parse=parse_flag
+    )
+
+    hooks: str = setting(
+        "", "a module whose functions are called on events: on_fork, on_exit, post_worker_init, ...", "--hooks",
+        metavar="MODULE", shown="none",
+    )  # fmt: skip
+
+    def log_files(self) -> LogFiles | None:
+        """Where the two streams go, if to files; one that is named alone takes both."""
+        if not (self.out_file or self.error_file):
+            return None
+        return LogFiles(self.out_file or self.error_file, self.error_file or self.out_file)
 
     def addresses(self) -> tuple[BindAddress, ...]:
         """Where to listen, --host and --port taken in."""
@@ -274,6 +325,14 @@ class Config:
 def settings() -> dict[str, tuple[Field[Any], Setting]]:
     """The table, by the name of the field."""
     return {f.name: (f, f.metadata["setting"]) for f in fields(Config)}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """The part of a file that is about one cluster: values by the name of the setting, and where they stand."""
+
+    values: Mapping[str, Any]
+    where: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +349,7 @@ def resolve(
     *,
     dotenv: Mapping[str, str] | None = None,
     file: str | None = None,
+    section: Section | None = None,
 ) -> Resolved:
     """Put a configuration together.
 
@@ -298,13 +358,14 @@ def resolve(
         environ: The process's environment.
         dotenv: What `.env` says.
         file: The file to read; None reads `sharedcluster.toml` if it is there.
+        section: What a file says of this cluster, if it was read already; then `file` is not looked at.
 
     Raises:
         ConfigError: A value cannot be read, or a key is unknown.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    from_file, file_name = _read_file(file)
+    from_file, file_name = _read_file(file) if section is None else (section.values, section.where)
     for name, (declared, about) in settings().items():
         for value, source in _candidates(name, about, command_line, environ, dotenv or {}, from_file, file_name):
             values[name] = _read(about, value, source)
@@ -359,8 +420,8 @@ def _read(about: Setting, value: Any, source: str) -> Any:
         if about.many:
             items = value if isinstance(value, (list, tuple)) else parse_list(str(value))
             return tuple(about.parse(str(item)) for item in items)
-        if isinstance(value, (list, tuple)) and about.parse is parse_list:
-            return tuple(str(item) for item in value)
+        if isinstance(value, (list, tuple)) and about.parse in (parse_list, parse_codes):
+            return about.parse(",".join(str(item) for item in value))
         if isinstance(value, bool) and about.is_switch:
             return value
         return about.parse(str(value))
@@ -402,6 +463,17 @@ def check_environment(environ: Mapping[str, str]) -> list[str]:
 
 
 OTHER_VARIABLES: Final = frozenset(
-    ENV_PREFIX + name for name in ("WORKER_ID", "SLOT", "REDIS_URL", "RUNTIME_DIR", "NAMESPACE", "CONFIG", "UPGRADE")
+    ENV_PREFIX + name
+    for name in (
+        "WORKER_ID",
+        "SLOT",
+        "REDIS_URL",
+        "RUNTIME_DIR",
+        "STATE_DIR",
+        "NAMESPACE",
+        "CONFIG",
+        "UPGRADE",
+        "COMPLETE",
+    )
 )
 """Variables of ours that are no settings: what a worker is told, and where the runtime folder is."""

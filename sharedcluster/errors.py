@@ -63,6 +63,10 @@ class RedisNeededError(UserError):
     exit_code = 5
 
 
+class ClusterStoppingError(UserError):
+    """`cluster.fork()` was called while the cluster goes; a handler that replaces workers needs no case for that."""
+
+
 class PeerError(SharedClusterError):
     """The other side of a connection did not do its part."""
 

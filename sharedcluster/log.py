@@ -11,6 +11,8 @@ import sys
 import time
 from typing import Any, Final
 
+from sharedcluster.log_files import LogFiles, install
+
 LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 logger: Final = logging.getLogger("sharedcluster")
@@ -20,16 +22,18 @@ access_logger: Final = logging.getLogger("sharedcluster.access")
 class TextFormatter(logging.Formatter):
     """`09:12:01  primary  ready in 0.9 s`; what is not mere information says its level."""
 
-    def __init__(self, role: str) -> None:
+    def __init__(self, role: str, *, stamped: bool = True) -> None:
         super().__init__()
         self.role = role
+        self.stamped = stamped
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and below it the traceback if there is one."""
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         name = "" if record.name.startswith("sharedcluster") else f"{record.name}: "
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        line = f"{clock}  {self.role:<8} {level}{name}{record.getMessage()}"
+        line = f"{level}{name}{record.getMessage()}"
+        if self.stamped:
+            line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}  {self.role:<8} {line}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
@@ -58,13 +62,14 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fact, default=str)
 
 
-def set_up(role: str, *, level: str, style: str) -> None:
+def set_up(role: str, *, level: str, style: str, files: LogFiles | None = None) -> None:
     """Send everything logged in this process to stderr under the name of its role.
 
-    Called anew in each worker: what the parent had set up is replaced, so no line is written twice.
+    Called anew in each worker: what the parent had set up is replaced, so no line is written twice. With `files`,
+    stdout and stderr become log files, and a second call in the same process opens them anew.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter(role) if style == "json" else TextFormatter(role))
+    handler = logging.StreamHandler(install(files, role, style) if files else sys.stderr)
+    handler.setFormatter(JsonFormatter(role) if style == "json" else TextFormatter(role, stamped=not files))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,9 @@ from sharedcluster.control import client
 from sharedcluster.control.protocol import check_name, runtime_folder
 from sharedcluster.control.server import ControlServer
 from sharedcluster.errors import AppLoadError, BindError, ConfigError, RedisNeededError, UserError
+from sharedcluster.hooks import Hooks
 from sharedcluster.log import logger, set_up
+from sharedcluster.observing import observing
 from sharedcluster.upgrading import Inheritance, Predecessor, Successor
 from sharedcluster.version import VERSION
 from sharedcluster.watching import watching
@@ -44,10 +46,10 @@ from sharedcluster.watching import watching
 PROBE_TIMEOUT: Final = 3.0
 
 
-def start(resolved: Resolved) -> int:
-    """Serve until told to stop; returns the exit code."""
+def start(resolved: Resolved, observe: Callable[[Primary], None] | None = None) -> int:
+    """Serve until told to stop; returns the exit code. `observe` gets the primary before it runs."""
     config = resolved.config
-    set_up("primary", level=config.log_level, style=config.log_format)
+    set_up("primary", level=config.log_level, style=config.log_format, files=config.log_files())
     for warning in check_environment(os.environ):
         logger.warning("%s", warning)
     inherited = Inheritance.from_environment()
@@ -63,10 +65,14 @@ def start(resolved: Resolved) -> int:
                 "The application shares sessions or caches, and there is no Redis (--redis none).",
                 advice="Leave --redis out, or name one: --redis redis://127.0.0.1:6379/0",
             )
+        for warning in found["warnings"]:
+            logger.warning("%s", warning)
         _announce(resolved, primary, found["found"], redis)
         _follow(primary)
         Predecessor(primary, redis.url, redis.lifeline_fd)
-        with watching(config, primary):
+        if observe:
+            observe(primary)
+        with watching(config, primary), observing(config, primary):
             return primary.run()
 
 
@@ -84,6 +90,7 @@ def check_only(resolved: Resolved) -> Iterator[str]:
         yield f"redis    {choice.program or choice.kind}"
     found = check_application(config, choice.url or "")
     yield f"app      {found['found']}"
+    yield from (f"warning  {warning}" for warning in found["warnings"])
 
 
 # -- Redis -------------------------------------------------------------------------------------------------------
@@ -210,9 +217,9 @@ def _cluster_of(pid: int) -> str:
 
 def enter_worker(context: WorkerContext) -> int:
     """The worker's entry, called in the forked child: importing the module patches the process."""
-    from sharedcluster.cluster import worker
+    from sharedcluster.cluster.worker import main
 
-    return worker.main(context)
+    return main(context)
 
 
 def enter_mold(context: MoldContext) -> int:
@@ -226,7 +233,7 @@ def check_application(config: Config, redis_url: str) -> dict[str, Any]:
     """Load the application in a throw-away child, so that what is wrong with it is said once, and by nobody else.
 
     Returns:
-        `found` (where), `shares_state` (whether it uses the extension).
+        `found` (where), `shares_state` (whether it uses the extension), `warnings` (about Redis).
 
     Raises:
         AppLoadError: With the application's own traceback if it raised.
@@ -249,6 +256,8 @@ def check_application(config: Config, redis_url: str) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads(answer)
     if "user_error" in facts:
         raise ConfigError(facts["user_error"], fact=facts["fact"], advice=tuple(facts["advice"]))
+    if "redis_error" in facts:
+        raise RedisNeededError(facts["redis_error"], fact=facts["fact"], advice=tuple(facts["advice"]))
     if "what" in facts:
         raise AppLoadError(
             facts["what"], fact=facts["fact"], advice=tuple(facts["advice"]), traceback=facts["traceback"]
@@ -270,12 +279,16 @@ def _check_in_child(config: Config, redis_url: str, write: int) -> None:
             from sharedcluster.http.tls import make_context
 
             make_context(config.certfile, config.keyfile or None)
+        Hooks.load(config.hooks)
         loaded = load(config.app)
-        answer = {"found": loaded.found, "shares_state": loaded.shares_state}
+        answer = {"found": loaded.found, "shares_state": loaded.extension is not None, "warnings": []}
+        if loaded.extension is not None and redis_url:
+            answer["warnings"] = loaded.extension.check()
     except AppLoadError as error:
         answer = {"what": error.what, "fact": error.fact, "advice": error.advice, "traceback": error.traceback}
     except UserError as error:
-        answer = {"user_error": error.what, "fact": error.fact, "advice": error.advice}
+        kind = "redis_error" if isinstance(error, RedisNeededError) else "user_error"
+        answer = {kind: error.what, "fact": error.fact, "advice": error.advice}
     except SystemExit as stop:
         answer = {
             "what": f"Loading {config.app} called sys.exit({stop.code!r}).",

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,16 @@ class Cluster:
             return False
         self._seen.update(worker["pid"] for worker in facts["workers"])
         return bool(facts["workers"]) and all(worker["state"] == "listening" for worker in facts["workers"])
+
+    def has(self, workers: int, *, without: Collection[int] = ()) -> bool:
+        """Whether exactly so many workers are there, all listening, and none of these processes is one of them."""
+        rows = self.workers()
+        self._seen.update(row["pid"] for row in rows)
+        return (
+            len(rows) == workers
+            and all(row["state"] == "listening" for row in rows)
+            and not {row["pid"] for row in rows} & set(without)
+        )
 
     def signal(self, number: signal.Signals) -> None:
         """Send the primary a signal."""

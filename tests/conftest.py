@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cluster_process import Cluster
+from tests.program_process import Lab, Program, StartLab, StartProgram
 from tests.redis_process import RedisProcess, find_redis_server
 
 TESTS = Path(__file__).parent
@@ -64,3 +65,28 @@ def start_cluster() -> Iterator[StartCluster]:
         if cluster.log.exists():
             print(f"--- what the cluster wrote\n{cluster.output()}")
         cluster.close()
+
+
+@pytest.fixture
+def start_program() -> Iterator[StartProgram]:
+    """Start scripts, which are ended after the test; what they wrote is shown if it failed."""
+    yield from _programs(Program)
+
+
+@pytest.fixture
+def start_lab() -> Iterator[StartLab]:
+    """Start tests/programs/lab.py, with so many workers."""
+    yield from _programs(Lab)
+
+
+def _programs(kind: type[Program]) -> Iterator[Callable[..., Any]]:
+    started: list[Program] = []
+
+    def start(*arguments: Any, **options: Any) -> Program:
+        started.append(kind(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for program in started:
+        program.close()
+        print(f"--- what the program wrote\n{program.output}")

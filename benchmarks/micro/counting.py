@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import sharedcluster
 from benchmarks import ROOT
 from benchmarks.environment import python_packages
 from benchmarks.micro.paths import PATHS
@@ -81,12 +82,16 @@ def run(*, keep: bool) -> int:
         now = dict(zip(PATHS, pool.map(_count, PATHS), strict=True))
     here = _platform()
     if keep:
-        KEPT.write_text(json.dumps({"platform": here, "counts": now}, indent=2) + "\n")
+        KEPT.write_text(
+            json.dumps({"release": sharedcluster.__version__, "platform": here, "counts": now}, indent=2) + "\n"
+        )
         print(f"kept in {KEPT.relative_to(ROOT)}")
-    kept: dict[str, Any] = json.loads(KEPT.read_text()) if KEPT.exists() else {"platform": here, "counts": {}}
+    kept: dict[str, Any] = (
+        json.loads(KEPT.read_text()) if KEPT.exists() else {"release": "none", "platform": here, "counts": {}}
+    )
     comparable = kept["platform"] == here
     changes = compare(now, kept["counts"] if comparable else {})
-    print(f"{'instructions per step':<40} {'now':>10}   since the last release")
+    print(f"{'instructions per step':<40} {'now':>10}   since {kept['release']}")
     for change in changes:
         print(change)
     if not comparable:

@@ -22,24 +22,36 @@ REQUEST: Final = (
 
 
 def hand_off() -> Step:
-    """A connection from the primary to a worker and its acknowledgement back: four messages' worth of codec."""
+    """A connection is scheduled, sent to its worker, taken, acknowledged on the board, and let go by the primary."""
+    from sharedcluster.cluster.board import Board
     from sharedcluster.cluster.ipc import MessageSocket
-    from sharedcluster.cluster.messages import Accepted, NewConnection
+    from sharedcluster.cluster.messages import Connection, NewConnection
+    from sharedcluster.cluster.scheduling import RoundRobin
+    from sharedcluster.cluster.worker_handle import WorkerHandle, WorkerState
 
-    primary, worker = MessageSocket.pair()
-    carried = os.open("/dev/null", os.O_RDONLY)
-    seq = 0
+    board, policy, ends = Board(), RoundRobin(), {}
+    for id in (1, 2):
+        ours, theirs = MessageSocket.pair()
+        handle = WorkerHandle(id, id, 1, 100_000 + id, ours, board.take(), 0.0)
+        handle.state = WorkerState.LISTENING
+        handle.row.waits(0, 0, 0)
+        policy.add(handle)
+        ends[id] = theirs
+    null = os.open("/dev/null", os.O_RDONLY)
+    peer = ("127.0.0.1", 40000)
 
     def step() -> None:
-        nonlocal seq
-        seq = (seq + 1) % 60000
-        primary.send(NewConnection(seq, 0, ("127.0.0.1", 40000)), carried)
-        received = worker.receive()
+        handle = policy.pick(peer)
+        assert handle is not None
+        assert handle.hand_off(Connection(os.dup(null), 0, peer))
+        received = ends[handle.id].receive()
         assert received is not None
-        assert received[1] is not None
-        os.close(received[1])
-        worker.send(Accepted(seq))
-        primary.receive()
+        message, fd = received
+        assert isinstance(message, NewConnection)
+        assert fd is not None
+        os.close(fd)
+        handle.row.accepts(message.seq)
+        handle.acknowledged(handle.row.accepted)
 
     return step
 

@@ -23,10 +23,15 @@ STANDS_STILL: Final = 20_000_000
 
 
 class Board:
-    """The whole memory; made in the primary before the first fork, mapped in every process forked from it."""
+    """The whole memory; made in the primary before the first fork, mapped in every process forked from it.
 
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, ROWS * _CELLS * 8)
+    A worker that is executed anew inherits no memory; it maps it by a descriptor (memfd_create(2)) of `SIZE` bytes.
+    """
+
+    SIZE: Final = ROWS * _CELLS * 8
+
+    def __init__(self, fd: int = -1) -> None:
+        self._memory = mmap.mmap(fd, self.SIZE)
         self.cells = memoryview(self._memory).cast("Q")
         self._free = list(range(ROWS - 1, -1, -1))
 

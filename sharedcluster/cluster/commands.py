@@ -28,6 +28,8 @@ class Commands:
             "scale": self._scale,
             "drain": self._drain,
             "describe": self._describe,
+            "latency": self._latency,
+            "reset": self._reset,
         }
 
     def commands(self) -> Mapping[str, Command]:
@@ -79,6 +81,15 @@ class Commands:
                 "counters": worker.stats.counters,
             }
         }
+
+    def _latency(self, _arguments: dict[str, Any], _client: Client) -> dict[str, Any]:
+        """Requests by duration, bucket i below 2**i microseconds: of each worker, to be merged by addition."""
+        workers = self._primary.workforce.workers.values()
+        return {"workers": [{"id": w.id, "slot": w.slot, "latency": w.stats.latency} for w in workers]}
+
+    def _reset(self, _arguments: dict[str, Any], _client: Client) -> dict[str, Any]:
+        self._primary.workforce.reset_counters()
+        return {}
 
     def _worker(self, arguments: dict[str, Any]) -> WorkerHandle:
         workers = self._primary.workforce.workers

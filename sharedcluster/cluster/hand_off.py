@@ -7,6 +7,7 @@ has been waiting, to the tail if it is an idle one that has nothing to say yet.
 
 from __future__ import annotations
 
+import resource
 import selectors
 import time
 from collections.abc import Callable, Sequence
@@ -112,6 +113,14 @@ class HandOff:
         """An idle connection that its worker gave away joins the queue like a new one."""
         self.listeners[connection.listener].pending.append(connection)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether connections that are given back may join, or their descriptors would be more than this process may
+        have: a quarter of those is for what is pending, the rest for what nobody can refuse.
+        """
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        return sum(len(listener.pending) for listener in self.listeners) < most
+
     # -- the listeners ---------------------------------------------------------------------------------------------
 
     def watch(self, now: float) -> None:
@@ -175,6 +184,8 @@ class HandOff:
 
 def _acceptor(listener: Listener) -> Callable[[int], None]:
     def on_readable(_mask: int) -> None:
+        if listener.socket.fileno() < 0:  # closed by another event of this turn (a take-over)
+            return
         listener.accept(time.monotonic())
         if listener.paused_until:
             logger.warning("out of file descriptors: new connections wait in the kernel (see ulimit -n)")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from flask import Flask
 from flask.cli import NoAppException, locate_app, prepare_import
@@ -28,18 +28,31 @@ from sharedcluster.errors import AppLoadError
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
+class Extension(Protocol):
+    """What the Flask extension leaves in `app.extensions["sharedcluster"]`, as far as it concerns a worker."""
+
+    needs_secret_key: Callable[[], bool]
+
+    @property
+    def state(self) -> object:
+        """This process's shared state; it is made, and begins to listen for messages, when it is first asked for."""
+
+    def check(self) -> list[str]:
+        """Ask Redis whether it will do: warnings; raises `RedisNeededError` or `ConfigError`."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedApp:
     """An application that is ready to be called.
 
     `found` says where it was found, for the start-up lines; `secret` is a fingerprint of its SECRET_KEY, "" if it has
-    none or is no Flask application; `shares_state` says that it uses the extension.
+    none or is no Flask application.
     """
 
     application: WSGIApplication
     found: str
     secret: str
-    shares_state: bool
+    extension: Extension | None
 
 
 def load(target: str) -> LoadedApp:
@@ -79,9 +92,11 @@ def _split(target: str) -> tuple[str, str | None]:
 
 
 def _loaded(path: str, application: Any) -> LoadedApp:
-    shares_state = isinstance(application, Flask) and "sharedcluster" in application.extensions
+    extension: Extension | None = (
+        application.extensions.get("sharedcluster") if isinstance(application, Flask) else None
+    )
     secret = getattr(application, "secret_key", None) if isinstance(application, Flask) else None
-    if shares_state and not secret:
+    if extension is not None and extension.needs_secret_key():
         raise AppLoadError(
             "SECRET_KEY is not set, and the session cookie is signed with it.",
             advice=(
@@ -90,7 +105,7 @@ def _loaded(path: str, application: Any) -> LoadedApp:
             ),
         )
     name = getattr(application, "name", None) or type(application).__name__
-    return LoadedApp(application, f'found "{name}" in {path}', fingerprint(secret), shares_state)
+    return LoadedApp(application, f'found "{name}" in {path}', fingerprint(secret), extension)
 
 
 def fingerprint(secret: str | bytes | None) -> str:

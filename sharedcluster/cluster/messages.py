@@ -155,6 +155,8 @@ class WorkerStats:
     redis_latency_ms: float = 0.0
     redis_url: str = ""
     counters: dict[str, int] = field(default_factory=dict)
+    latency: list[int] = field(default_factory=list)
+    """Requests by duration: bucket i is below 2**i microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,59 @@ class Forked:
     pid: int
 
 
+# -- programs that are primary and worker in one file (`program`) ------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """From a worker: listen there for me, or tell me why not. The answer names `request`.
+
+    `index` tells several servers of one worker apart that ask for the same address; the same address and index of
+    two workers is one listener. `fd` is a descriptor of the primary's.
+    """
+
+    request: int
+    index: int
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    fd: int | None = None
+    backlog: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """To a worker: connections of `listener` come from now on. Host and port are the real ones.
+
+    With `is_shared` the listening socket goes with the message, and the worker accepts for itself. `ticket_key` (hex)
+    is what all workers make TLS session tickets with.
+    """
+
+    request: int
+    listener: int
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    is_shared: bool = False
+    ticket_key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NotBound:
+    """To a worker: the primary could not listen there; `code` is an errno."""
+
+    request: int
+    code: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unlisten:
+    """From a worker: this server is closed here; hand me no more of its connections."""
+
+    listener: int
+
+
 Message = (
     NewConnection
     | Drain
@@ -201,6 +256,10 @@ Message = (
     | ForkWorker
     | MoldReady
     | Forked
+    | Listen
+    | Bound
+    | NotBound
+    | Unlisten
 )
 
 # -- codec ------------------------------------------------------------------------------------------------------
@@ -213,7 +272,7 @@ _BY_NAME: Final[dict[str, type]] = {
     kind.__name__: kind
     for kind in (
         Drain, Stop, ReopenLogs, Rebalance, GivenBack, Online, Listening, LoadFailed, Heartbeat, Draining,
-        ForkWorker, MoldReady, Forked,
+        ForkWorker, MoldReady, Forked, Listen, Bound, NotBound, Unlisten,
     )
 }  # fmt: skip
 

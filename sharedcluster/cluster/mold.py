@@ -9,8 +9,7 @@ built on first use and checks its process), the seeds (Python seeds `random` ane
 
 from __future__ import annotations
 
-from sharedcluster.cluster import worker  # isort: skip - patches, so it comes first
-
+# isort: on
 import _socket
 import gc
 import os
@@ -26,6 +25,10 @@ from sharedcluster.cluster.forking import MoldContext, WorkerContext, be_child
 from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
 from sharedcluster.cluster.loading import LoadedApp, load
 from sharedcluster.cluster.messages import Forked, ForkWorker, LoadFailed, MoldReady, cut_to_fit
+
+# isort: off - importing this patches, so it comes first
+from sharedcluster.cluster.worker import EXIT_LOAD_FAILED, ignore_the_terminal, set_environment
+from sharedcluster.cluster.worker import main as be_worker
 from sharedcluster.errors import AppLoadError
 from sharedcluster.log import logger, set_up
 
@@ -35,17 +38,18 @@ _waitpid: Final = monkey.get_original("os", "waitpid")
 
 def main(context: MoldContext) -> int:
     """Load what is shared, then fork workers until the primary closes the channel."""
-    set_up("mold", level=context.config.log_level, style=context.config.log_format)
-    worker.ignore_the_terminal()
+    config = context.config
+    set_up("mold", level=config.log_level, style=config.log_format, files=config.log_files())
+    ignore_the_terminal()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     channel = context.channel
     channel.socket.setblocking(True)
-    worker.set_environment(context.redis_url)
+    set_environment(context.redis_url)
     try:
         loaded = load(context.config.app)
     except AppLoadError as error:
         channel.send(LoadFailed(str(error), cut_to_fit(error.traceback)))
-        return worker.EXIT_LOAD_FAILED
+        return EXIT_LOAD_FAILED
     _warn_of_threads()
     gc.collect()
     gc.freeze()  # what is here stays for ever: the collector must not write to its pages in every worker
@@ -86,7 +90,7 @@ def _fork_worker(context: MoldContext, wish: ForkWorker, fd: int, loaded: Loaded
 def _be_worker(context: MoldContext, wish: ForkWorker, fd: int, loaded: LoadedApp) -> int:
     context.channel.close()
     gevent.reinit()
-    return worker.main(
+    return be_worker(
         WorkerContext(
             id=wish.id,
             slot=wish.slot,

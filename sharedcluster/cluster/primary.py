@@ -36,7 +36,7 @@ from sharedcluster.cluster.workforce import Workforce
 from sharedcluster.config import Config
 from sharedcluster.control.server import ControlServer
 from sharedcluster.errors import UserError
-from sharedcluster.log import logger
+from sharedcluster.log import logger, set_up
 from sharedcluster.version import VERSION
 
 IDLE_TICK: Final = 1.0
@@ -283,6 +283,10 @@ class Primary:
 
     def on_reopen_logs(self) -> None:
         """Workers and primary open their log files anew."""
+        try:
+            set_up("primary", level=self.config.log_level, style=self.config.log_format, files=self.config.log_files())
+        except UserError as error:
+            logger.error("%s", error)
         self.workforce.reopen_logs()
 
     def on_upgrade(self) -> None:

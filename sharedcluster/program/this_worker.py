@@ -1,0 +1,489 @@
+"""`cluster` in a worker: `cluster.worker`, and `cluster.serve`, which asks the primary for the listener.
+
+Connections come by the wire (`cluster.wire` has its laws) and are served by the HTTP engine, as in a worker of
+`sharedcluster run`. Handlers of messages run in a greenlet of their own, one message after the other, so a handler may
+wait for Redis or sleep.
+
+A worker lives until it is let go, by whichever way: `disconnect` from either side, TERM, or the end of the primary.
+Then what is in flight is answered, up to the deadline; idle connections move to other workers; and it exits with 0.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import gevent
+from gevent.event import AsyncResult, Event
+
+from sharedcluster.cluster.board import Board
+from sharedcluster.cluster.ipc import MessageSocket
+from sharedcluster.cluster.messages import (
+    Bound,
+    Drain,
+    Draining,
+    Listen,
+    NewConnection,
+    NotBound,
+    Online,
+    Peer,
+    Stop,
+    Unlisten,
+)
+from sharedcluster.cluster.wire import SharedAcceptor, Wire, WorkerFacts, proxied_from
+from sharedcluster.http.server import Server as HttpServer
+from sharedcluster.http.settings import HttpSettings, ListenerFacts, ReleasedConnection
+from sharedcluster.http.tls import make_context
+from sharedcluster.log import logger
+from sharedcluster.program.channel import Channel, OnSent
+from sharedcluster.program.emitter import Events
+from sharedcluster.program.frames import serialization
+from sharedcluster.program.loops import current_loop
+from sharedcluster.program.policies import SCHED_NONE, SCHED_RR
+from sharedcluster.program.role import WorkerRole
+
+LAST_CALL: Final = 2.0
+"""Seconds the script's own `finally` blocks may take at the very end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThisProcess:
+    """What `cluster.worker.process` is in a worker."""
+
+    pid: int
+
+
+class ThisWorker(Events):
+    """The worker this process is.
+
+    Attributes:
+        id: Counted from 1 by the primary, never used again.
+        slot: A number below the number of workers; the worker that takes this one's place gets it again.
+        process: `process.pid`.
+        exited_after_disconnect: True once it was asked to go, or asked to.
+    """
+
+    EVENTS = ("message", "listening", "disconnect", "error")
+
+    def __init__(self, role: WorkerRole) -> None:
+        super().__init__()
+        self.id = role.id
+        self.slot = role.slot
+        self.process = ThisProcess(os.getpid())
+        self.exited_after_disconnect: bool | None = None
+        self._role = role
+        self._loop = current_loop()
+        self._line = self._loop.line()
+        self._early: deque[tuple[Any, Callable[[bool], None]]] = deque()
+        self._requests: dict[int, tuple[Server, AsyncResult]] = {}
+        self._indices: dict[tuple[object, ...], set[int]] = {}
+        self._last_request = 0
+        self._servers: dict[int, Server] = {}
+        self._leaving = Event()
+        self._over = Event()
+        self._drain: tuple[float, bool] = (role.graceful_timeout, True)
+        self._main: Any = gevent.getcurrent()
+        self._row = Board(role.board_fd).row(role.row)
+        # The C class, not Python's: that one is gevent's in here, and would wait in the loop.
+        self._wire = Wire(
+            MessageSocket(_socket.socket(fileno=role.wire_fd)),
+            self._row,
+            {
+                NewConnection: self._on_connection,
+                Bound: self._on_bound,
+                NotBound: self._on_not_bound,
+                Drain: self._on_drain,
+                Stop: lambda _message, _fd: os._exit(0),
+            },
+            self._primary_gone,
+        )
+        self._channel = Channel(
+            _socket.socket(fileno=role.messages_fd), self._loop, serialization(role.serialization),
+            self._on_message, self._on_channel_closed,
+        )  # fmt: skip
+        self._channel.on_error = self._on_send_error
+
+    # -- its life --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Say that it is there; called by the entry, before the script runs."""
+        hub_loop = gevent.get_hub().loop
+        self._before_wait, self._after_wait = hub_loop.prepare(), hub_loop.check()
+        self._before_wait.start(self._note_wait)
+        self._after_wait.start(self._row.works)
+        self._handle_signals()
+        gevent.spawn(self._leave)
+        self._wire.start()
+        self._wire.say(Online(os.getpid()))
+
+    def wait(self) -> None:
+        """Stay, after the script's last line, until it has been let go."""
+        self._main = None
+        self._over.wait()
+
+    def is_connected(self) -> bool:
+        """Whether messages can be sent to the primary."""
+        return self._channel.is_open
+
+    def is_dead(self) -> bool:
+        """Never, as long as anybody can ask."""
+        return False
+
+    @property
+    def state(self) -> str:
+        """online, listening, draining or disconnected."""
+        if not self.is_connected():
+            return "disconnected"
+        return "draining" if self._leaving.is_set() else "listening" if self._servers else "online"
+
+    def _note_wait(self) -> None:
+        in_flight = connections = requests = 0
+        for server in self._servers.values():
+            in_flight += server.http.in_flight
+            connections += server.http.connections
+            requests += server.http.requests
+        self._row.waits(in_flight, connections, requests)
+        self._wire.tell_accepted()
+
+    def _handle_signals(self) -> None:
+        # The terminal's signals are for the primary. A handler that does nothing, not SIG_IGN: programs that the
+        # script starts must not inherit deafness.
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, lambda _number, _frame: None)
+        gevent.signal_handler(signal.SIGTERM, self._on_term)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM))
+
+    def _on_term(self) -> None:
+        if self._leaving.is_set():
+            os._exit(0)
+        self.disconnect()
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def send(self, message: Any, callback: OnSent | None = None) -> bool:
+        """Send a message to the primary: its `worker.on("message")` and `cluster.on("message")`.
+
+        Args:
+            message: Any JSON value, or what the serialization of `setup_primary` takes.
+            callback: Called with None when the primary's handlers have been called with it, else with the error.
+
+        Returns:
+            False when too much is waiting already (it is still sent: hold on until a callback came), or when the
+            primary is gone.
+
+        Raises:
+            TypeError, ValueError: The message cannot be written; nothing was sent.
+            BufferError: 64 MiB are waiting; nothing was sent.
+        """
+        return self._channel.send(message, callback)
+
+    def _on_message(self, message: Any, taken: Callable[[bool], None]) -> None:
+        # What arrives before anybody listens waits: the script may not have come that far yet.
+        if self.has_observer("message"):
+            self._line(lambda: self._deliver(message, taken))
+        else:
+            self._early.append((message, taken))
+
+    def _deliver(self, message: Any, taken: Callable[[bool], None]) -> None:
+        self.emit("message", message)
+        taken(True)
+
+    def _observed(self, event: str) -> None:
+        while event == "message" and self._early:
+            self._on_message(*self._early.popleft())
+
+    def _on_channel_closed(self) -> None:
+        self._line(lambda: self.emit("disconnect"))
+
+    def _on_send_error(self, error: Exception) -> None:
+        if self.has_observer("error"):
+            self.emit("error", error)
+        else:
+            logger.warning("a message to the primary was not delivered: %s", error)
+
+    # -- servers ---------------------------------------------------------------------------------------------------
+
+    def listen(self, server: Server) -> None:
+        """Ask the primary for a listener and wait for the answer.
+
+        Raises:
+            OSError: The primary could not listen there.
+        """
+        if self._leaving.is_set():
+            raise RuntimeError("The worker is leaving; it opens no server any more.")
+        self._last_request += 1
+        answer = AsyncResult()
+        self._requests[self._last_request] = server, answer
+        server.index = self._free_index(server.asked)
+        host, port, path, fd = server.asked
+        self._wire.say(Listen(self._last_request, server.index, host, port, path, fd, server.backlog))
+        try:
+            answer.get()
+        except OSError:
+            self._indices[server.asked].discard(server.index)
+            raise
+
+    def _free_index(self, asked: tuple[str, int, str, int | None]) -> int:
+        taken = self._indices.setdefault(asked, set())
+        index = max(taken, default=-1) + 1
+        taken.add(index)
+        return index
+
+    def _on_bound(self, message: Bound, fd: int | None) -> None:
+        server, answer = self._requests.pop(message.request)
+        try:
+            server.opened(message, fd)
+        except Exception as error:
+            self._wire.say(Unlisten(message.listener))
+            answer.set_exception(error)
+            return
+        self._servers[message.listener] = server
+        self._line(lambda: self.emit("listening", server))
+        answer.set(None)
+
+    def _on_not_bound(self, message: NotBound, _fd: int | None) -> None:
+        _server, answer = self._requests.pop(message.request)
+        answer.set_exception(OSError(message.code, message.what))
+
+    def _on_connection(self, message: NewConnection, fd: int | None) -> None:
+        server = self._servers.get(message.listener)
+        if fd is None or server is None or not server.takes_more:
+            self._wire.refuse(message, fd)
+            return
+        self._wire.accept(message)
+        proxied = proxied_from(message.proxied) if message.proxied else None
+        server.http.serve(fd, message.listener, message.peer, proxied)
+
+    def unlisten(self, server: Server) -> None:
+        """The server takes no more connections here."""
+        if self._servers.get(server.listener) is server:
+            self._wire.say(Unlisten(server.listener))
+            self._indices[server.asked].discard(server.index)
+
+    def forget(self, server: Server) -> None:
+        """The server has no connection left."""
+        if self._servers.get(server.listener) is server:
+            del self._servers[server.listener]
+
+    # -- its way out -----------------------------------------------------------------------------------------------
+
+    def disconnect(self) -> None:
+        """Go: the primary hands over no more connections; what is in flight is answered; then exit with code 0."""
+        if not self._leaving.is_set():
+            self.exited_after_disconnect = True
+            self._wire.say(Draining("it asked to"))
+            self._leaving.set()
+
+    kill = destroy = disconnect
+
+    def _on_drain(self, message: Drain, _fd: int | None) -> None:
+        self._drain = message.timeout, message.give_back
+        self.exited_after_disconnect = True
+        self._leaving.set()
+
+    def _primary_gone(self) -> None:
+        if not self._leaving.is_set():
+            logger.warning("the primary is gone: draining")
+        self._leaving.set()
+
+    def _leave(self) -> None:
+        """Drain, in a greenlet of its own: the script may be anywhere."""
+        self._leaving.wait()
+        timeout, gives_back = self._drain
+        gevent.spawn_later(timeout + LAST_CALL, os._exit, 0)  # whatever the script's handlers do
+        end = time.monotonic() + timeout
+        for shared in _live_states():
+            shared.drain()
+        servers = list(self._servers.values())
+        for server in servers:
+            server.drain(self._give_back if gives_back and self._wire.is_open else None)
+        for server in servers:
+            server.http.wait_drained(max(0.0, end - time.monotonic()))
+            if left := server.http.in_flight:
+                logger.warning("%d requests were cut", left)
+            server.http.close()
+            server.closed()
+        for shared in _live_states():
+            shared.close()
+        self._wire.last_words()
+        while not self._channel.is_idle and time.monotonic() < end:
+            gevent.sleep(0.01)
+        self._channel.close()
+        self._line(self._exit)  # behind the handlers of what came last, and of `disconnect`
+
+    def _give_back(self, released: ReleasedConnection) -> None:
+        if self._wire.is_open:
+            self._wire.give_back(released)
+        else:
+            os.close(released.fd)
+
+    def _exit(self) -> None:
+        gevent.spawn_later(LAST_CALL, os._exit, 0)
+        self._over.set()
+        if self._main is not None:  # the script is not at its end: let its `finally` blocks run
+            gevent.get_hub().loop.run_callback(self._main.throw, SystemExit(0))
+
+
+def _live_states() -> list[Any]:
+    """The shared states of this process, if the script uses any."""
+    state = sys.modules.get("sharedcluster.state")
+    return state.live_states() if state is not None else []
+
+
+class Server(Events):
+    """An application on an address, as `cluster.serve` returns it; the listener is the primary's.
+
+    Attributes:
+        host, port, path: Where it really listens: the port that 0 became.
+    """
+
+    EVENTS = ("close",)
+
+    def __init__(
+        self,
+        worker: ThisWorker,
+        application: Any,
+        asked: tuple[str, int, str, int | None],
+        backlog: int,
+        max_connections: int | None,
+        settings: HttpSettings,
+        tls: tuple[str, str],
+    ) -> None:
+        super().__init__()
+        facts = WorkerFacts(worker.slot, worker.id, 1)
+        self.http = HttpServer(application, settings, environ={"sharedcluster.worker": facts})
+        self.asked = asked
+        self.backlog = backlog
+        self.max_connections = max_connections
+        self.index = 0
+        self.listener = -1
+        self.host, self.port, self.path, _ = asked
+        self._tls = tls
+        self._worker = worker
+        self._is_closed = False
+        self._acceptor: SharedAcceptor | None = None
+
+    def __repr__(self) -> str:
+        return f"<server on {self.address}>"
+
+    @property
+    def address(self) -> str:
+        """`host:port`, or the path of the unix socket."""
+        return self.path or (f"[{self.host}]" if ":" in self.host else self.host) + f":{self.port}"
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether it takes one more connection."""
+        limit = self.max_connections
+        return not self._is_closed and (limit is None or self.http.connections < limit)
+
+    def close(self, callback: Callable[[], object] | None = None) -> None:
+        """Take no more connections and let those there are end; then `close` is emitted and `callback` called."""
+        if self._is_closed:
+            return
+        if callback is not None:
+            self.once("close", callback)
+        self._worker.unlisten(self)
+        self.drain(None)
+        gevent.spawn(self._wait_closed)
+
+    def _wait_closed(self) -> None:
+        self.http.wait_drained(self._worker._role.graceful_timeout)
+        self.http.close()
+        self.closed()
+
+    # -- called by the worker --------------------------------------------------------------------------------------
+
+    def opened(self, bound: Bound, fd: int | None) -> None:
+        """The primary listens. Called in the hub, before the first connection can come."""
+        self.listener = bound.listener
+        self.host, self.port, self.path = bound.host, bound.port, bound.path
+        certfile, keyfile = self._tls
+        tls = make_context(certfile, keyfile or None, ticket_key=bytes.fromhex(bound.ticket_key)) if certfile else None
+        facts = ListenerFacts(host=bound.host, port=bound.port, unix_path=bound.path or None, tls=tls)
+        self.http.add_listener(bound.listener, facts)
+        if fd is not None:
+            self._acceptor = SharedAcceptor(fd, self._serve_accepted, lambda: self.takes_more)
+
+    def _serve_accepted(self, fd: int, peer: Peer) -> None:
+        self.http.serve(fd, self.listener, peer)
+
+    def drain(self, give_back: Callable[[ReleasedConnection], None] | None) -> None:
+        """Take nothing new; idle connections go to `give_back`, or are closed."""
+        self._is_closed = True
+        if self._acceptor is not None:
+            self._acceptor.close()
+        if give_back is not None:
+            self.http.release_when_idle(give_back)
+            for released in self.http.release_idle():
+                give_back(released)
+        self.http.drain()
+
+    def closed(self) -> None:
+        """Its last connection has ended."""
+        self._worker.forget(self)
+        self.emit("close")
+
+
+class WorkerCluster:
+    """What `from sharedcluster import cluster` is in a worker."""
+
+    SCHED_RR = SCHED_RR
+    SCHED_NONE = SCHED_NONE
+    is_primary = False
+    is_worker = True
+
+    def __init__(self, worker: ThisWorker) -> None:
+        self.worker = worker
+        # As in the primary: what happens to the one worker there is.
+        self.on, self.once, self.off = worker.on, worker.once, worker.off
+
+    def serve(
+        self,
+        application: Any,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        *,
+        path: str = "",
+        fd: int | None = None,
+        backlog: int = 2048,
+        max_connections: int | None = None,
+        certfile: str = "",
+        keyfile: str = "",
+        **http: Any,
+    ) -> Server:
+        """Serve a WSGI application on an address that all workers share, and go on with the script.
+
+        Args:
+            application: Any WSGI callable.
+            host: An address or name of this machine; "" is all IPv4 addresses, "::" all there are.
+            port: 0 takes a free one: the same in every worker that asks for it as often.
+            path: A unix socket instead; relative to this worker's folder.
+            fd: A listening socket that the primary has open, by its number.
+            backlog: Connections the kernel holds, and the bound of the primary's queue; the first worker's counts.
+            max_connections: More than these are left to other workers, or wait in the primary.
+            certfile: TLS, a PEM file; a session begun with one worker resumes with any other.
+            keyfile: Its key, if it is not in the same file.
+            **http: Limits and times of the HTTP engine, see `HttpSettings`: keep_alive, limit_body, ...
+
+        Raises:
+            OSError: The primary could not listen there (EADDRINUSE, EACCES as PermissionError, ...).
+            ConfigError: The TLS files are of no use.
+            TypeError: There is no such limit.
+        """
+        if certfile:
+            make_context(certfile, keyfile or None)  # what is wrong with them is said here
+        asked = ("", 0, os.path.abspath(path), None) if path else ("", 0, "", fd) if fd is not None else None
+        server = Server(
+            self.worker, application, asked or (host or "0.0.0.0", port, "", None), backlog, max_connections,
+            HttpSettings(**http), (certfile, keyfile),
+        )  # fmt: skip
+        self.worker.listen(server)
+        return server
