@@ -77,7 +77,10 @@ def works(results: Results, now: CodeState) -> list[str]:
         cells = [entry.name + _mark(entry, now), f"{ours.median:.1f}" if ours else "–"]
         cells.append(f"{redis.median:.1f}" if redis and redis.median >= 0.5 else "")
         rows.append((*cells, *(_cell(entry, peer) for peer in peers)))
-    return markdown(("work", "ours, µs", "Redis, µs", *(f"÷ {peer}" for peer in peers)), rows)
+    lines = markdown(("work", "ours, µs", "Redis, µs", *(f"÷ {peer}" for peer in peers)), rows)
+    for entry in entries:
+        lines += [line for name, why in entry.missing.items() for line in ("", f"{entry.name}: {name} failed: {why}")]
+    return lines
 
 
 def _cell(entry: Entry, peer: str) -> str:
