@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import RESULTS, ROOT
+from benchmarks import HOME, RESULTS, ROOT
 from benchmarks.install import install
 
 QUICK_PEERS: Final = ("sharedcluster", "gunicorn gevent", "granian", "bjoern", "node cluster")
-QUICK_SPECIAL_PEERS: Final = ("sharedcluster", "gunicorn gevent")
 LATEST: Final = RESULTS / "latest.json"
 PREVIOUS: Final = RESULTS / "previous.json"
-QUICK: Final = RESULTS / "quick.json"
+QUICK: Final = HOME / "quick.json"
 SHOWN_IN: Final = (ROOT / "docs" / "performance.md", ROOT / "README.md")
 """Pages into which a report writes its tables, between `<!-- results: NAME -->` and `<!-- end of results -->`."""
 
@@ -31,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = commands.add_parser("run", help="measure, and write results and report")
     run.add_argument("--quick", action="store_true", help="rows with a bar only, short turns; under 3 minutes")
     run.add_argument("--row", action="append", default=[], metavar="TEXT", help="only rows whose name has this in it")
+    run.add_argument("--work", action="store_true", help="only CPU per request: not reloads, memory, scaling ...")
     run.add_argument("--peer", action="append", default=[], help="only this server beside ours; repeatable")
     run.add_argument("--seconds", type=float, default=2.0, help="of one turn [2]")
     run.add_argument("--rounds", type=int, default=5, help="turns of each server [5]")
@@ -51,47 +51,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(chosen: argparse.Namespace) -> None:
-    from benchmarks import code_state, environment, limits, model, rounds, scaling, specials
-    from benchmarks.bars import BARS
+    from benchmarks import code_state, environment, limits, rows
     from benchmarks.install import left_out
     from benchmarks.results import Results
+    from benchmarks.rounds import Scale
     from benchmarks.servers import Redis
-    from benchmarks.work import WORKS
 
     limits.raise_open_files()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that no server is left behind
     path = QUICK if chosen.quick else LATEST
-    scale = rounds.Scale(1.0, 2) if chosen.quick else rounds.Scale(chosen.seconds, chosen.rounds)
-    only = tuple(chosen.peer) and ("sharedcluster", *chosen.peer)
-    only = only or (QUICK_PEERS if chosen.quick else ())
-    with_bar = {bar.work for bar in BARS}
-    scaled = {scaling.name_of(name): name for name in scaling.SCALED}
-    wanted = [
-        name
-        for name in (*WORKS, *specials.SPECIALS, *scaled, scaling.SATURATION, model.NAME)
-        if (not chosen.quick or name in with_bar) and (not chosen.row or any(text in name for text in chosen.row))
-    ]  # fmt: skip
-    if not chosen.quick and not chosen.row and path.exists():
-        shutil.copy(path, PREVIOUS)  # a whole new table: the one before is kept to see how far two runs differ
+    scale = Scale(1.0, 2) if chosen.quick else Scale(chosen.seconds, chosen.rounds)
+    is_whole = not (chosen.quick or chosen.row or chosen.peer)
+    if is_whole and path.exists():
+        shutil.copy(path, PREVIOUS)  # the table before this one is kept, to see how far two runs differ
     results = Results() if chosen.quick else Results.load(path)
     results.environment, results.left_out = environment.describe(), left_out()
-    redis = Redis().start()
+    only = ("sharedcluster", *chosen.peer) if chosen.peer else QUICK_PEERS if chosen.quick else ()
     begun = time.monotonic()
+    redis = Redis().start()
     try:
-        for name in wanted:
+        for name in rows.wanted(quick=chosen.quick, work=chosen.work, texts=chosen.row):
             sys.stderr.write(f"{time.monotonic() - begun:5.0f} s  {name} ")
             code = code_state.current()
-            if name in WORKS:
-                results.add(rounds.measure(WORKS[name], scale, redis, only), scale, code)
-            elif name in scaled:
-                results.add(scaling.measure(WORKS[scaled[name]], scale, redis), scale, code)
-            elif name == scaling.SATURATION:
-                results.add(scaling.saturation(scale, redis), scale, code)
-            elif name == model.NAME:
-                results.add(model.measure(scale, redis), scale, code)
-            else:
-                special, few = specials.SPECIALS[name], (QUICK_SPECIAL_PEERS, 1) if chosen.quick else (only, 99)
-                results.add(specials.run(special, scale, redis, *few), scale, code)
+            results.add(rows.measure(name, scale, redis, only, quick=chosen.quick), scale, code)
             results.save(path)
     finally:
         redis.stop()

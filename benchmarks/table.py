@@ -149,7 +149,8 @@ def twice(results: Results, before: Results) -> list[str]:
             first, second = older.ratio(OURS, peer), entry.ratio(OURS, peer)
             if peer != OURS and first and second:
                 apart = second.median / first.median - 1
-                rows.append((entry.name, peer, f"{first.median:.2f}", f"{second.median:.2f}", f"{apart:+.0%}"))
+                name = entry.name + ("" if older.code == entry.code else " (the code changed between)")
+                rows.append((name, peer, f"{first.median:.2f}", f"{second.median:.2f}", f"{apart:+.0%}"))
     return markdown(("work", "÷", "first run", "second run", "apart"), rows)
 
 

@@ -17,7 +17,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -214,9 +214,9 @@ class SharedCluster:
         """Say that this worker may serve, where `wait_ready` waits for it; elsewhere it means nothing."""
         readiness.say()
 
-    def publish(self, channel: str, data: Any, history: int = 0) -> str | None:
+    def publish(self, channel: str, data: Any, history: int = 0, *, once: str = "") -> str | None:
         """Send a message to every worker and every stream; see `state.broadcast.Broadcast.publish`."""
-        position = self.state.broadcast.publish(channel, data, history)
+        position = self.state.broadcast.publish(channel, data, history, once=once)
         return str(position) if position is not None else None
 
     def on(self, channel: str) -> Callable[[Callable[[Any], object]], Callable[[Any], object]]:
@@ -228,12 +228,27 @@ class SharedCluster:
 
         return register
 
-    def stream(self, channel: str) -> Response:
-        """A response of server-sent events; a browser's EventSource that comes back gets what it missed."""
+    def stream(self, channel: str, *, member: str = "", info: Any = None) -> Response:
+        """A response of server-sent events; a browser's EventSource that comes back gets what it missed.
+
+        Args:
+            channel: Its name.
+            member: Counts as present on the channel while the stream is open, see `presence`.
+            info: What `presence` tells about the member.
+        """
         last_event_id = request.headers.get("Last-Event-ID", "") or request.args.get("lastEventId", "")
-        body = self.state.broadcast.stream(channel, last_event_id)
+        state = self.state
+        body = state.broadcast.stream(channel, last_event_id)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return Response(body, mimetype="text/event-stream", headers=headers)
+        response = Response(body, mimetype="text/event-stream", headers=headers)
+        if member:
+            state.presence.join(channel, member, info)
+            response.call_on_close(lambda: state.presence.leave(channel, member))
+        return response
+
+    def presence(self, channel: str) -> Mapping[str, Any]:
+        """Who has a stream of this channel open, on any worker, and what was told about them."""
+        return self.state.presence.members(channel)
 
     # -- primitives ------------------------------------------------------------------------------------------------
 

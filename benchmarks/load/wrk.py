@@ -50,14 +50,14 @@ def run(
     body_bytes: int = 0,
     new_connection: bool = False,
 ) -> Outcome:
-    """Load `url` with `connections` closed loops.
+    """Load `url` with `connections` closed loops, for whole `seconds`: wrk knows no parts.
 
     Raises:
         WrkMissingError: There is no wrk on PATH.
     """
     if shutil.which("wrk") is None:
         raise WrkMissingError("wrk is not on PATH (Debian: apt-get install wrk)")
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "5s", "-s", str(SCRIPT)]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "5s", "-s", str(SCRIPT)]
     command += ["-H", "Connection: close"] if new_connection else []
     command += [url, "--", method, str(body_bytes)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from sharedcluster.cli.keeping import said
 from sharedcluster.errors import ConfigError, UserError
 from sharedcluster.operating import actions, records
 from sharedcluster.operating.spec import AppSpec
@@ -51,8 +52,7 @@ def _revive(spec: AppSpec) -> str:
     known = records.load(spec.name)
     if known and known.is_running():
         return f"{spec.name} runs already"
-    started = actions.start(spec)
-    return f"{spec.name} (id {started.record.id}) started in {started.seconds:.1f} s: {started.workers} workers"
+    return said(actions.start(spec))
 
 
 # -- startup -----------------------------------------------------------------------------------------------------

@@ -184,6 +184,8 @@ class HandOff:
 
 def _acceptor(listener: Listener) -> Callable[[int], None]:
     def on_readable(_mask: int) -> None:
+        if listener.socket.fileno() < 0:  # closed by another event of this turn (a take-over)
+            return
         listener.accept(time.monotonic())
         if listener.paused_until:
             logger.warning("out of file descriptors: new connections wait in the kernel (see ulimit -n)")

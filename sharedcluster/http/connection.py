@@ -61,6 +61,7 @@ class Connection(Transport):
         "_is_at_end",
         "_is_opening",
         "_last_bytes",
+        "_last_fields",
         "_last_head",
         "_lingered",
         "_taken",
@@ -90,6 +91,7 @@ class Connection(Transport):
         self.template = template
         self.reader = reader
         self._last_bytes: bytes | None = None
+        self._last_fields: bytes | None = None
         self._last_head: Head | None = None
         # For the current message.
         self.phase = IDLE
@@ -132,6 +134,8 @@ class Connection(Transport):
                 # The same bytes again, as a client that polls sends them, mean the same request again.
                 if data == self._last_bytes:
                     self._serve(self._last_head, None)  # type: ignore[arg-type]  # set together with _last_bytes
+                elif self._last_fields is not None and data.endswith(self._last_fields):
+                    self._read_line(data)
                 else:
                     self._read_head(data)
             else:
@@ -143,6 +147,16 @@ class Connection(Transport):
         except Exception:
             log.exception("[BUG] a connection is cut")
             self.close()
+
+    def _read_line(self, data: bytes) -> None:
+        """The fields are those of the last request, so only the request line has to be read."""
+        head = self.reader.read_line(data, self._last_fields, self._last_head)  # type: ignore[arg-type]  # as above
+        if head is None:
+            self._read_head(data)
+        else:
+            self._last_bytes = data
+            self._last_head = head
+            self._serve(head, None)
 
     def _on_other(self, data: bytes) -> None:
         """Bytes in any state but between two messages, or the end in any state."""
@@ -200,6 +214,7 @@ class Connection(Transport):
         else:
             if is_all:
                 self._last_bytes = data
+                self._last_fields = data[data.index(b"\r\n") :]
                 self._last_head = head
             self._serve(head, None)
 
@@ -554,6 +569,6 @@ class Connection(Transport):
         fd = self.detach()
         self.expiry = NEVER
         self._buffer = b""
-        self._last_bytes = self._last_head = self._early = self._taken = None
+        self._last_bytes = self._last_fields = self._last_head = self._early = self._taken = None
         self.server.forget(self)
         return fd

@@ -116,6 +116,32 @@ class HeadReader:
             self._renew()
             raise
 
+    def read_line(self, data: bytes, fields: bytes, last: Head) -> Head | None:
+        """Read a head whose end, from the first CRLF on, is that of `last`: a client mostly repeats its fields.
+
+        They have been judged, and nothing in a field depends on the request line (an absolute target, of which Host
+        could differ, is not read here). Returns None where the whole head must be judged.
+        """
+        if len(data) > self._limit_head or len(data) - len(fields) > self._limit_line:
+            return None
+        parts = data[: -len(fields)].decode("latin-1").split(" ")
+        before = last.environ
+        if len(parts) != 3 or parts[2] != before["SERVER_PROTOCOL"] or parts[0] not in policy.METHODS:
+            return None
+        method, target, _ = parts
+        if target[:1] != "/" or not is_target(target) or "%" in target:
+            return None
+        environ = before.copy()
+        environ["REQUEST_METHOD"] = method
+        environ["REQUEST_URI"] = environ["RAW_URI"] = target
+        environ["PATH_INFO"], _, environ["QUERY_STRING"] = target.partition("?")
+        head = Head(environ, 0)
+        head.is_http10 = last.is_http10
+        head.keep_alive = last.keep_alive
+        if head.is_head is last.is_head:
+            head.last_response = last.last_response
+        return head
+
     def _judge_anew(self, head: bytes) -> None:
         """Let a fresh parser judge what the shared one refused: it may have thought its connection closed."""
         self._renew()
@@ -158,7 +184,7 @@ class HeadReader:
         if len(parts) != 3 or parts[2] not in VERSIONS or parts[0] not in policy.METHODS or not parts[1]:
             raise explain_request_line(line)
         method, target, version = parts
-        if "#" in target or "\\" in target or not target.isascii() or not target.isprintable():
+        if not is_target(target):
             raise Refused(policy.TARGET_BYTES)
         environ["REQUEST_METHOD"] = method
         environ["SERVER_PROTOCOL"] = version
@@ -291,6 +317,11 @@ class HeadReader:
             if value.lower() != "chunked" and value.isprintable():
                 return refuse_coding(value)
         return Refused(policy.SYNTAX, reason)
+
+
+def is_target(target: str) -> bool:
+    """Whether all of it may stand in a request target: printable ASCII without `#` and backslash."""
+    return target.isascii() and target.isprintable() and "#" not in target and "\\" not in target
 
 
 def explain_request_line(line: str) -> Refused:

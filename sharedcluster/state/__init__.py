@@ -25,6 +25,7 @@ from sharedcluster.state.codec import make_codec
 from sharedcluster.state.connection import Address, GroupCommit, ReplyError
 from sharedcluster.state.leases import LeaseKeeper
 from sharedcluster.state.near import Near
+from sharedcluster.state.presence import PresenceRoom
 from sharedcluster.state.primitives import Counter, DictRecord, DictWatchers, Lock, LockRoom, RateLimit, SharedDict
 from sharedcluster.state.schedule import Leader, Schedule
 from sharedcluster.state.sessions import SessionStore
@@ -93,6 +94,7 @@ class SharedState:
         self._watchers = DictWatchers()
         self._dict_near: Near[DictRecord] = self._make_near(settings.near_max_age)
         self.leader = Leader(self._locks)
+        self.presence = PresenceRoom(self.commit, namespace, codec)
         self.schedule = Schedule(self.commit, namespace)
         self._session_near = self._make_near(settings.session_near_max_age)
         self.sessions = SessionStore(self.commit, self._session_near, namespace, channel, codec, settings, self.counts)
@@ -167,6 +169,7 @@ class SharedState:
         """Let go of Redis."""
         _LIVE.discard(self)
         self.broadcast.close()
+        self.presence.stop()
         self.schedule.stop()
         self.leader.resign()
         self.subscriber.close()

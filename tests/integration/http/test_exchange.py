@@ -109,6 +109,24 @@ def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
     assert positions == sorted(positions)
 
 
+def test_repeated_fields_do_not_hide_a_bad_line(served: Served) -> None:
+    """On a connection whose fields are always the same, every request line is judged as on a new one."""
+    good = b"GET /echo?1 HTTP/1.1\r\nHost: a\r\n\r\n"
+    lines = {
+        b"GET /echo?2 HTTP/1.1": 200, b"POST /echo?%41 HTTP/1.1": 200, b"HEAD /echo HTTP/1.1": 200,
+        b"GET /a%0ab HTTP/1.1": 400, b"GET /\x00 HTTP/1.1": 400, b"GET /a#b HTTP/1.1": 400, b"GET  /a HTTP/1.1": 400,
+        b"GET /a HTTP/1.1 ": 400, b"GET /a\\b HTTP/1.1": 400, b"BREW /a HTTP/1.1": 501, b"GET /a HTTP/2.0": 505,
+        b"GET a HTTP/1.1": 400, b"GET http://b/ HTTP/1.1": 400, b"GET /a\r\nHost: b HTTP/1.1": 400,
+        b"GET /a HTTP/1.1\r\nHost: b": 400, b"GET / HTTP/1.1\r\nContent-Length: 5": 200, b"GET /\xe9 HTTP/1.1": 400,
+        b"GET /a HTTP/1.0": 200, b"": 400, b"\r\nGET /a HTTP/1.1": 200, b"GET /" + b"a" * 8192 + b" HTTP/1.1": 414,
+    }  # fmt: skip
+    for line, status in lines.items():
+        answer = served.ask(
+            good, line + b"\r\nHost: a\r\n\r\n" + (b"hello" if b"Length" in line else b""), b"!", end=True
+        )
+        assert [int(code) for code in re.findall(rb"HTTP/1\.1 (\d+)", answer)][:2] == [200, status], line
+
+
 def test_a_thousand_pipelined_requests(served: Served) -> None:
     """However many requests stand in one stream, each is answered once."""
     with served.connect() as sock:

@@ -1,0 +1,45 @@
+"""All rows by their names: which are wanted, and how each is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from benchmarks import model, rounds, scaling, specials
+from benchmarks.bars import BARS
+from benchmarks.rounds import Row, Scale
+from benchmarks.servers import Redis
+from benchmarks.specials import SPECIALS, Measured
+from benchmarks.work import WORKS
+
+SCALED: Final = {scaling.name_of(name): name for name in scaling.SCALED}
+QUICK_SPECIAL_PEERS: Final = ("sharedcluster", "gunicorn gevent")
+
+
+def wanted(*, quick: bool = False, work: bool = False, texts: Sequence[str] = ()) -> list[str]:
+    """The names of the rows to measure, in the order of the page.
+
+    Args:
+        quick: Only those that have a bar.
+        work: Only CPU per request.
+        texts: Only those with one of these in the name.
+    """
+    names = [*WORKS] if work else [*WORKS, *SPECIALS, *SCALED, scaling.SATURATION, model.NAME]
+    if quick:
+        names = [name for name in names if any(bar.work == name for bar in BARS)]
+    return [name for name in names if not texts or any(text in name for text in texts)]
+
+
+def measure(name: str, scale: Scale, redis: Redis, only: Sequence[str], *, quick: bool = False) -> Row | Measured:
+    """Measure a row; `only` names the servers to compare, all if it is empty."""
+    if name in WORKS:
+        return rounds.measure(WORKS[name], scale, redis, only)
+    if name in SCALED:
+        return scaling.measure(WORKS[SCALED[name]], scale, redis)
+    if name == scaling.SATURATION:
+        return scaling.saturation(scale, redis)
+    if name == model.NAME:
+        return model.measure(scale, redis)
+    if quick:
+        return specials.run(SPECIALS[name], scale, redis, QUICK_SPECIAL_PEERS, at_most=1)
+    return specials.run(SPECIALS[name], scale, redis, only)
