@@ -232,7 +232,7 @@ def test_a_storm_leaves_nothing_behind(start_lab: StartLab) -> None:
         wait_until(
             lambda: lab.do("[len(cluster.workers), len(cluster.on.__self__._departures)]") == [0, 0], "all are gone"
         )
-        lab.do("cluster.on.__self__._servers.close()")
+        lab.do("cluster.on.__self__.servers.close()")
         held = lab.do("[len(os.listdir('/proc/self/fd')), len(cluster.on.__self__._board._free)]")
         before = before or held
         assert held == before
