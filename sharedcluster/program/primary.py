@@ -11,6 +11,7 @@ What a handler raises is logged; it does not end the primary, because that would
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -46,7 +47,7 @@ from sharedcluster.program.loops import SelectorLoop, Timer, Watch, selector_loo
 from sharedcluster.program.output import Output
 from sharedcluster.program.policies import SCHED_NONE, SCHED_RR, policy
 from sharedcluster.program.redis import ProgramRedis
-from sharedcluster.program.role import VARIABLE, WorkerRole, as_variable
+from sharedcluster.program.role import BLOCKED_AT_START, VARIABLE, WorkerRole, as_variable
 from sharedcluster.program.servers import Servers
 from sharedcluster.program.settings import NAMES, Settings, command, defaults
 from sharedcluster.program.workers import ListeningAddress, Worker
@@ -236,11 +237,16 @@ class PrimaryCluster(Events):
         taken = subprocess.PIPE if settings.silent else None
         sys.stdout.flush()
         sys.stderr.flush()
-        return subprocess.Popen(
-            command(settings), env=environment, cwd=settings.cwd, stdout=taken, stderr=taken,
-            pass_fds=(role.wire_fd, role.messages_fd, role.board_fd, *lifeline),
-            user=settings.uid, group=settings.gid,
-        )  # fmt: skip
+        # Blocked until the worker has handlers for them: Ctrl+C reaches it too, while its interpreter starts.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_AT_START)
+        try:
+            return subprocess.Popen(
+                command(settings), env=environment, cwd=settings.cwd, stdout=taken, stderr=taken,
+                pass_fds=(role.wire_fd, role.messages_fd, role.board_fd, *lifeline),
+                user=settings.uid, group=settings.gid,
+            )  # fmt: skip
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _attach(self, worker: Worker, ours: socket.socket, settings: Settings) -> None:
         loop = self._loop
@@ -252,7 +258,7 @@ class PrimaryCluster(Events):
             lambda: self._on_channel_closed(worker),
         )  # fmt: skip
         worker.attach(channel)
-        loop.when_exited(worker.process, lambda code, signal: self._on_exit(worker, code, signal))
+        loop.when_exited(worker.process, lambda code, name: self._on_exit(worker, code, name))
         for name, pipe in (("stdout", worker.process.stdout), ("stderr", worker.process.stderr)):
             if pipe is not None:
                 output = Output(loop, pipe.fileno(), partial(worker.emit, name))
@@ -375,7 +381,7 @@ class PrimaryCluster(Events):
         self.servers.leave(worker.handle)
         self._tell(worker, "disconnect")
 
-    def _on_exit(self, worker: Worker, code: int | None, signal: str | None) -> None:
+    def _on_exit(self, worker: Worker, code: int | None, name: str | None) -> None:
         # What it said before it died counts: an `Accepted` in the socket means that bytes may have been read, so that
         # connection must not be given to anybody else.
         self._read_wire(worker)
@@ -390,7 +396,7 @@ class PrimaryCluster(Events):
         assert self._board is not None
         self._board.give_back(worker.handle.row)
         del self.workers[worker.id]
-        self._tell(worker, "exit", code, signal)
+        self._tell(worker, "exit", code, name)
         for departure in tuple(self._departures):
             departure.lost(worker)
         if not self.workers and self._is_stopping and self._redis is not None:

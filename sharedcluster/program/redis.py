@@ -61,6 +61,8 @@ class ProgramRedis:
                 os.waitpid(private.keeper_pid, 0)
             try:
                 private.revive()
-            except UserError as error:
-                logger.error("%s", error)
+            except (UserError, RuntimeError) as error:
+                # From Python 3.12 on nothing can be forked behind the script's last line; cluster.run() is before it.
+                logger.error("the private Redis is gone and cannot be started again: %s", error)
+                return
             self._watch_keeper(private)

@@ -43,7 +43,7 @@ from sharedcluster.program.channel import Channel, OnSent
 from sharedcluster.program.emitter import Events
 from sharedcluster.program.frames import serialization
 from sharedcluster.program.loops import current_loop
-from sharedcluster.program.role import WorkerRole
+from sharedcluster.program.role import BLOCKED_AT_START, WorkerRole
 
 if TYPE_CHECKING:
     from sharedcluster.program.serving import Server
@@ -157,7 +157,7 @@ class ThisWorker(Events):
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
             signal.signal(number, lambda _number, _frame: None)
         gevent.signal_handler(signal.SIGTERM, self._on_term)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_AT_START)
 
     def _on_term(self) -> None:
         if self._leaving.is_set():
@@ -191,8 +191,11 @@ class ThisWorker(Events):
             self._early.append((message, taken))
 
     def _deliver(self, message: Any, taken: Callable[[bool], None]) -> None:
-        self.emit("message", message)
-        taken(True)
+        if self.has_observer("message"):
+            self.emit("message", message)
+            taken(True)
+        else:  # `once` has had its message: the others wait for the next observer
+            self._early.append((message, taken))
 
     def _observed(self, event: str) -> None:
         while event == "message" and self._early:
@@ -216,7 +219,8 @@ class ThisWorker(Events):
             OSError: The primary could not listen there.
         """
         if self._leaving.is_set():
-            raise RuntimeError("The worker is leaving; it opens no server any more.")
+            self._over.wait()  # it was let go before it came so far: there is nothing more to do for the script
+            raise SystemExit(0)
         self._last_request += 1
         answer = AsyncResult()
         self._requests[self._last_request] = server, answer

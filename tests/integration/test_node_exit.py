@@ -273,6 +273,26 @@ def test_ctrl_c_reaches_all_and_drains_once(start_lab: StartLab) -> None:
     assert "Traceback" not in lab.output
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.1, 0.2])
+def test_ctrl_c_while_workers_start(start_program: StartProgram, tmp_path: Path, pause: float) -> None:
+    """INT to the group before the workers' interpreters are up: no traceback, nothing left, code 0."""
+    script = tmp_path / "starts.py"
+    script.write_text(
+        "from sharedcluster import cluster\n"
+        "if cluster.is_primary:\n    for _ in range(3): cluster.fork()\n"
+        "    cluster.on('fork', lambda w: print('forked', flush=True))\n"
+        "else:\n    cluster.serve(lambda environ, start: [], port=0)\n"
+    )
+    program = start_program(str(script))
+    program.wait_for("forked")
+    time.sleep(pause)
+    program.note_processes()
+    os.killpg(program.process.pid, signal.SIGINT)
+    assert program.wait() == 0
+    assert "Traceback" not in program.output
+    assert not program.left_over()
+
+
 def test_a_second_signal_stops_now(start_lab: StartLab) -> None:
     """The first INT drains, the second one cuts what is in flight."""
     lab = start_lab(1)
