@@ -317,13 +317,14 @@ def test_a_handler_for_the_signal_is_the_scripts(start_lab: StartLab) -> None:
     assert lab.do("[w.state for w in cluster.workers.values()]") == ["online"]
 
 
-def test_a_supervisor_that_always_forks_still_stops(start_program: StartProgram, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fork", ["cluster.fork()", "cluster.call_later(0, cluster.fork)"])
+def test_a_supervisor_that_always_forks_still_stops(start_program: StartProgram, tmp_path: Path, fork: str) -> None:
     """`on("exit", fork)` without a condition: TERM drains and ends; no worker is started on the way out."""
     script = tmp_path / "always.py"
     script.write_text(
         "from sharedcluster import cluster\n"
         "if cluster.is_primary:\n    for _ in range(2): cluster.fork()\n"
-        "    cluster.on('exit', lambda w, c, s: cluster.fork())\n"
+        f"    cluster.on('exit', lambda w, c, s: {fork})\n"
         "    cluster.on('online', lambda w: print('online', w.id, flush=True))\n"
     )
     program = start_program(str(script))
