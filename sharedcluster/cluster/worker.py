@@ -371,11 +371,17 @@ def http_settings(config: Config, slot: int) -> HttpSettings:
     """The part of the configuration that concerns the HTTP engine."""
     return HttpSettings(
         limit_head=config.limit_head,
+        limit_fields=config.limit_fields,
         limit_body=config.limit_body,
         limit_concurrency=config.limit_concurrency,
         keep_alive=config.keep_alive,
+        head_timeout=config.head_timeout,
+        body_timeout=config.body_timeout,
+        write_timeout=config.write_timeout,
         request_timeout=config.request_timeout,
         forwarded_allow_ips=config.forwarded_allow_ips,
+        forwarded_headers=config.forwarded_headers,
+        proxy_protocol=config.proxy_protocol,
         access_log=access_logger.info if config.access_log else None,
         access_log_format=config.log_format,
         expose_worker=str(slot) if config.expose_worker else None,
