@@ -33,6 +33,10 @@ class SessionRecord:
         return 200 + 100 * len(self.fields) + sum(map(len, self.fields.values()))
 
 
+# What is found under an id that has just been rotated away.
+ENDED = SessionRecord(-1, {})
+
+
 @dataclass(frozen=True, slots=True)
 class SessionDelta:
     """What one request changed: fields to set (encoded), fields to remove."""
@@ -71,6 +75,7 @@ class Session(MutableMapping[str, Any]):
     # Most requests never look at their session: what it needs when it is looked at is made then.
     _is_loaded = False
     _is_saved = False
+    _has_ended = False
     _is_forced = False
     _was_cleared = False
     _wants_rotation = False
@@ -206,6 +211,8 @@ class Session(MutableMapping[str, Any]):
         if self._is_loaded:
             return
         self._cookie, self._record = self._source.fetch()
+        if self._record is ENDED:
+            self._has_ended, self._record = True, None
         self._codec = self._source.codec
         self._stored = self._record.fields if self._record is not None else {}
         self._values, self._written, self._removed = {}, set(), set()
@@ -220,6 +227,8 @@ class Session(MutableMapping[str, Any]):
         """Look again at what is stored, passing by this worker's memory. Only before anything was changed."""
         if not self.modified and self._cookie is not None:
             self._cookie, self._record = self._source.fetch(fresh=True)
+            if self._record is ENDED:
+                self._has_ended, self._record = True, None
             self._stored = self._record.fields if self._record is not None else {}
             self._values.clear()
 
