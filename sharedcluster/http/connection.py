@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from sharedcluster.http import policy
@@ -441,6 +442,8 @@ class Connection(Transport):
     def cut(self) -> None:
         """Close now, and end the application's work on it."""
         exchange = self._exchange
+        if exchange is not None and self.phase == SERVING:
+            log.warning("cut after %.1f s: %s", time.monotonic() - exchange.started_at, exchange.describe())
         self.close()
         if exchange is not None:
             self.server.loop.run_callback(exchange.end, None)
