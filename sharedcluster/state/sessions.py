@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from sharedcluster.errors import Bug, SharedClusterError
 from sharedcluster.state.codec import Codec
@@ -53,8 +53,7 @@ class CookieAction(Enum):
     DELETE = "delete"
 
 
-@dataclass(frozen=True, slots=True)
-class SaveOutcome:
+class SaveOutcome(NamedTuple):
     """What `SessionStore.save` did: what the response does about the cookie, and its value if it is to be set."""
 
     action: CookieAction
@@ -276,9 +275,9 @@ class SessionStore:
         if len(reply) > 3:
             record = self._parse(reply[3])
         else:
-            fields = {name: raw for name, raw in base.fields.items() if name not in delta.removed} | dict(
-                delta.written
-            )
+            fields = {**base.fields, **delta.written}
+            for name in delta.removed:
+                fields.pop(name, None)
             user = session._wanted_user if session._wanted_user is not None else base.user
             record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms)
         assert record is not None
@@ -326,7 +325,7 @@ class SessionStore:
                     f"session[{key!r}] is {len(raw)} bytes, more than SHAREDCLUSTER_SESSION_FIELD_LIMIT"
                     f" ({self._settings.session_field_limit}). Keep large values in the cache or a database."
                 )
-        total = sum(map(len, session._stored.values())) + sum(map(len, delta.written.values()))
+        total = sum(map(len, (*session._stored.values(), *delta.written.values())))
         if total > self._settings.session_limit:
             raise SessionTooLargeError(
                 f"the session is {total} bytes, more than SHAREDCLUSTER_SESSION_LIMIT"
