@@ -349,12 +349,13 @@ class SharedSession(Session, SessionMixin):
 class _RequestSource:
     """A request's session source; finds Redis on first use, so that an application can be made where there is none."""
 
-    __slots__ = ("_app", "_environ", "_interface")
+    __slots__ = ("_app", "_environ", "_idle", "_interface")
 
     def __init__(self, interface: SharedSessionInterface, app: Flask, environ: WSGIEnvironment) -> None:
         self._interface = interface
         self._app = app
         self._environ = environ
+        self._idle = 0.0
 
     @property
     def codec(self) -> Codec:
@@ -362,7 +363,9 @@ class _RequestSource:
 
     @property
     def idle(self) -> float:
-        return self._app.permanent_session_lifetime.total_seconds()
+        if not self._idle:
+            self._idle = self._app.permanent_session_lifetime.total_seconds()
+        return self._idle
 
     def fetch(self, *, fresh: bool = False) -> tuple[Cookie | None, SessionRecord | None]:
         interface, app = self._interface, self._app
@@ -487,7 +490,8 @@ class SharedSessionInterface(SessionInterface):
 
 
 def _vary_by_cookie(response: Response) -> None:
-    if "Vary" in response.headers:
+    # `in` would raise and catch an HTTP exception inside Werkzeug, with every request that looks at its session.
+    if any(name.lower() == "vary" for name, _ in response.headers):
         response.vary.add("Cookie")
     else:
         response.headers.add("Vary", "Cookie")

@@ -126,7 +126,7 @@ class Near(Generic[V]):
             self._remove(name)
             if not begun or begun <= self._floor or self._is_overtaken(name, begun, mark):
                 return None
-            if any(self._recent.get(f"t {tag}", (0, b""))[0] >= begun for tag in tags):
+            if tags and any(self._recent.get(f"t {tag}", (0, b""))[0] >= begun for tag in tags):
                 return None
             expires_at = time.monotonic() + min(max_age, self._max_age)
             entry = self._entries[name] = NearEntry(value, mark, expires_at, size, tags)
@@ -138,8 +138,8 @@ class Near(Generic[V]):
             return entry
 
     def _is_overtaken(self, name: str, begun: int, mark: bytes) -> bool:
-        tick, last_mark = self._recent.get(name, (0, b""))
-        return tick >= begun and self._supersedes(last_mark, mark)
+        last = self._recent.get(name)
+        return last is not None and last[0] >= begun and self._supersedes(last[1], mark)
 
     def _supersedes(self, told: bytes, mark: bytes) -> bool:
         """Whether a message with the mark `told` makes what carries `mark` out of date."""

@@ -105,6 +105,7 @@ class SessionStore:
         self._channel = channel
         self._settings = settings
         self._counts = counts
+        self._absolute_ms = int(settings.session_absolute_timeout * 1000)
 
     def open(self, signer: CookieSigner, read_cookies: Callable[[], Iterable[str]], idle: float) -> Session:
         """The session of a request; nothing is read or verified until somebody looks at it."""
@@ -302,7 +303,7 @@ class SessionStore:
         args: list[Argument] = [
             "1" if creates else "0",
             int(session.idle * 1000),
-            int(self._settings.session_absolute_timeout * 1000),
+            self._absolute_ms,
             self._channel,
             self._user_prefix,
             name,
@@ -313,7 +314,7 @@ class SessionStore:
             len(delta.written),
         ]
         for key, raw in delta.written.items():
-            args += (_stored_name(key), session._stored.get(key, b""), raw)
+            args += (_stored_name(key), session._stored.get(key, b"") if merges else b"", raw)
         args += map(_stored_name, delta.removed)
         keys = [self._prefix + name, self._prefix + new_name] if new_name else [self._prefix + name]
         return script_command("session_save", keys, args)
