@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from sharedcluster.errors import Bug, SharedClusterError
 from sharedcluster.state.codec import Codec
@@ -53,8 +53,7 @@ class CookieAction(Enum):
     DELETE = "delete"
 
 
-@dataclass(frozen=True, slots=True)
-class SaveOutcome:
+class SaveOutcome(NamedTuple):
     """What `SessionStore.save` did: what the response does about the cookie, and its value if it is to be set."""
 
     action: CookieAction
@@ -106,6 +105,7 @@ class SessionStore:
         self._channel = channel
         self._settings = settings
         self._counts = counts
+        self._absolute_ms = int(settings.session_absolute_timeout * 1000)
 
     def open(self, signer: CookieSigner, read_cookies: Callable[[], Iterable[str]], idle: float) -> Session:
         """The session of a request; nothing is read or verified until somebody looks at it."""
@@ -276,9 +276,9 @@ class SessionStore:
         if len(reply) > 3:
             record = self._parse(reply[3])
         else:
-            fields = {name: raw for name, raw in base.fields.items() if name not in delta.removed} | dict(
-                delta.written
-            )
+            fields = {**base.fields, **delta.written}
+            for name in delta.removed:
+                fields.pop(name, None)
             user = session._wanted_user if session._wanted_user is not None else base.user
             record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms)
         assert record is not None
@@ -303,7 +303,7 @@ class SessionStore:
         args: list[Argument] = [
             "1" if creates else "0",
             int(session.idle * 1000),
-            int(self._settings.session_absolute_timeout * 1000),
+            self._absolute_ms,
             self._channel,
             self._user_prefix,
             name,
@@ -314,7 +314,7 @@ class SessionStore:
             len(delta.written),
         ]
         for key, raw in delta.written.items():
-            args += (_stored_name(key), session._stored.get(key, b""), raw)
+            args += (_stored_name(key), session._stored.get(key, b"") if merges else b"", raw)
         args += map(_stored_name, delta.removed)
         keys = [self._prefix + name, self._prefix + new_name] if new_name else [self._prefix + name]
         return script_command("session_save", keys, args)
@@ -326,7 +326,7 @@ class SessionStore:
                     f"session[{key!r}] is {len(raw)} bytes, more than SHAREDCLUSTER_SESSION_FIELD_LIMIT"
                     f" ({self._settings.session_field_limit}). Keep large values in the cache or a database."
                 )
-        total = sum(map(len, session._stored.values())) + sum(map(len, delta.written.values()))
+        total = sum(map(len, (*session._stored.values(), *delta.written.values())))
         if total > self._settings.session_limit:
             raise SessionTooLargeError(
                 f"the session is {total} bytes, more than SHAREDCLUSTER_SESSION_LIMIT"
