@@ -57,9 +57,10 @@ class Outage:
                 status = request(self.port, method, path, body=body, headers=headers, timeout=30).status
             except OSError:
                 status = 0
-            at = phase, kind
-            self.statuses[at][status] += 1
-            self.longest[at] = max(self.longest[at], time.monotonic() - began)
+            if phase == self.phase:  # one that began before and ended after belongs to neither
+                at = phase, kind
+                self.statuses[at][status] += 1
+                self.longest[at] = max(self.longest[at], time.monotonic() - began)
             gevent.sleep(random.uniform(0.01, 0.05))
 
 
@@ -80,8 +81,8 @@ def main() -> int:
         outage.cookie = answer.headers["set-cookie"].split(";")[0].partition("=")[2]
         greenlets = [gevent.spawn(outage.ask, kind) for kind in KINDS for _ in range(4)]
         gevent.sleep(3)
-        redis.kill() if options.how == "kill" else redis.signal(signal.SIGSTOP)
         outage.phase = "away"
+        redis.kill() if options.how == "kill" else redis.signal(signal.SIGSTOP)
         gevent.sleep(options.seconds)
         redis.start() if options.how == "kill" else redis.signal(signal.SIGCONT)
         outage.phase = "coming back"
