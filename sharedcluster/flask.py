@@ -184,6 +184,7 @@ class SharedCluster:
             app.session_interface = SharedSessionInterface(own)
         app.register_error_handler(StateUnavailableError, _answer_unavailable)
         app.register_error_handler(RateLimitedError, _answer_limited)
+        app.register_error_handler(RedisNeededError, _answer_needed)
         own.hot_pages.install(app)
 
     def _app_state(self) -> AppState:
@@ -307,6 +308,17 @@ class SharedCluster:
 def _answer_limited(error: RateLimitedError) -> Response:
     headers = {} if error.retry_after == float("inf") else {"Retry-After": str(math.ceil(error.retry_after))}
     return Response("Too many requests. Try again later.\n", 429, headers, mimetype="text/plain")
+
+
+_TOLD: set[str] = set()
+
+
+def _answer_needed(error: RedisNeededError) -> Response:
+    """Told once, in words, instead of as a traceback per request."""
+    if str(error) not in _TOLD:
+        _TOLD.add(str(error))
+        log.error("%s", error)
+    return _answer_unavailable(StateUnavailableError(error.what))
 
 
 def _answer_unavailable(error: StateUnavailableError) -> Response:

@@ -322,6 +322,23 @@ def test_no_redis_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
         shared.cache.get("k")
 
 
+def test_requests_without_any_redis_are_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`flask run` without Redis: views without state are served, the others are 503, the log says once what to type."""
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.delenv("SHAREDCLUSTER_REDIS_URL", raising=False)
+    app = Flask(f"x{time.monotonic_ns()}")
+    app.config["SECRET_KEY"] = "s"
+    add_views(app, SharedCluster(app))
+    client = app.test_client()
+    with caplog.at_level(logging.ERROR):
+        assert client.get("/plain").status_code == 200
+        assert [client.get("/count").status_code for _ in range(3)] == [503] * 3
+        assert [client.post("/counter").status_code for _ in range(3)] == [503] * 3
+    assert sum("no Redis is configured" in record.message for record in caplog.records) == 1
+
+
 def test_no_secret_key_is_one_clear_error(make_app: MakeApp, caplog: pytest.LogCaptureFixture) -> None:
     """`check`, which `sharedcluster run` calls before it serves, refuses; requests without session work."""
     app, _ = make_app(SECRET_KEY=None)
