@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import posix  # its close is not gevent's, which waits for a turn of the loop
 import signal
 import sys
 import time
@@ -325,7 +326,7 @@ class ThisWorker(Events):
         if self._wire.is_open:
             self._wire.give_back(released)
         else:
-            os.close(released.fd)
+            posix.close(released.fd)
 
     def _exit(self) -> None:
         gevent.spawn_later(LAST_CALL, os._exit, 0)
