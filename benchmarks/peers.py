@@ -85,7 +85,7 @@ def _granian(place: Place) -> list[str]:
     return [
         str(BIN / "granian"), "--interface", "wsgi", PEER_APPS[place.family], "--host", "127.0.0.1",
         "--port", str(place.port), "--workers", str(place.workers), "--blocking-threads", threads,
-        "--backlog", "2048", "--backpressure", "1024", "--no-ws", "--http", "1", "--log-level", "error",
+        "--backlog", "2048", "--backpressure", "12000", "--no-ws", "--http", "1", "--log-level", "error",
     ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def cpu_per_request(entry: Entry) -> str:
         if measured:
             rows.append((server, measured.median, measured.low, measured.high))
     rows.sort(key=lambda row: row[1])
-    title = f"{entry.name}: CPU per request of all server processes, µs (less is better)"
+    title = f"{entry.name}: CPU per request, µs (less is better)"
     return bars(title, rows)
 
 
@@ -57,7 +57,7 @@ def bars(title: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
     ]
     for index, (name, value, low, high) in enumerate(rows):
         top = 30 + ROW * index
-        kind = "o" if name == OURS else "b"
+        kind = "o" if name.startswith(OURS) else "b"
         end = LABEL + scale * high
         parts += [
             f'<text x="{LABEL - 8}" y="{top + 14}" text-anchor="end">{escape(name)}</text>',

@@ -22,12 +22,16 @@ def wanted(*, quick: bool = False, work: bool = False, texts: Sequence[str] = ()
     Args:
         quick: Only those that have a bar.
         work: Only CPU per request.
-        texts: Only those with one of these in the name.
+        texts: Only those with one of these in the name; a text that is a whole name chooses that row alone.
     """
     names = [*WORKS] if work else [*WORKS, *SPECIALS, *SCALED, scaling.SATURATION, model.NAME]
     if quick:
         names = [name for name in names if any(bar.work == name for bar in BARS)]
-    return [name for name in names if not texts or any(text in name for text in texts)]
+    return [name for name in names if not texts or any(_chooses(text, name, names) for text in texts)]
+
+
+def _chooses(text: str, name: str, names: Sequence[str]) -> bool:
+    return text == name if text in names else text in name
 
 
 def measure(name: str, scale: Scale, redis: Redis, only: Sequence[str], *, quick: bool = False) -> Row | Measured:

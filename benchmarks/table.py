@@ -77,7 +77,10 @@ def works(results: Results, now: CodeState) -> list[str]:
         cells = [entry.name + _mark(entry, now), f"{ours.median:.1f}" if ours else "–"]
         cells.append(f"{redis.median:.1f}" if redis and redis.median >= 0.5 else "")
         rows.append((*cells, *(_cell(entry, peer) for peer in peers)))
-    return markdown(("work", "ours, µs", "Redis, µs", *(f"÷ {peer}" for peer in peers)), rows)
+    lines = markdown(("work", "ours, µs", "Redis, µs", *(f"÷ {peer}" for peer in peers)), rows)
+    for entry in entries:
+        lines += [line for name, why in entry.missing.items() for line in ("", f"{entry.name}: {name} failed: {why}")]
+    return lines
 
 
 def _cell(entry: Entry, peer: str) -> str:
@@ -149,7 +152,7 @@ def twice(results: Results, before: Results) -> list[str]:
             first, second = older.ratio(OURS, peer), entry.ratio(OURS, peer)
             if peer != OURS and first and second:
                 apart = second.median / first.median - 1
-                name = entry.name + ("" if older.code == entry.code else " (the code changed between)")
+                name = entry.name + (" (the code changed between)" if is_stale(older.code, entry.code) else "")
                 rows.append((name, peer, f"{first.median:.2f}", f"{second.median:.2f}", f"{apart:+.0%}"))
     return markdown(("work", "÷", "first run", "second run", "apart"), rows)
 

@@ -78,8 +78,9 @@ def _subscribe(port: int) -> socket.socket:
 def _publish(connection: socket.socket, due: int) -> None:
     request = f"POST /publish/{due} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\n\r\n"
     connection.sendall(request.encode())
-    if b" 200 " not in connection.recv(65536)[:16]:
-        raise SystemExit("client: an event was not published")
+    answer = connection.recv(65536)
+    if b" 200 " not in answer[:16]:
+        raise SystemExit(f"client: an event was not published: {answer[:120]!r}")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from sharedcluster.program.emitter import Observer, ObserverT
     from sharedcluster.program.loops import Timer
+    from sharedcluster.program.serving import Server
     from sharedcluster.program.settings import Settings
-    from sharedcluster.program.this_worker import Server, ThisWorker
+    from sharedcluster.program.this_worker import ThisWorker
     from sharedcluster.program.workers import ListeningAddress as ListeningAddress
     from sharedcluster.program.workers import Worker as Worker
 

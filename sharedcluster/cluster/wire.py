@@ -13,7 +13,7 @@ Laws:
 from __future__ import annotations
 
 import _socket
-import os
+import posix  # its close is not gevent's, which waits for a turn of the loop
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -89,7 +89,7 @@ class Wire:
         self.tell_accepted()  # `Accepted` speaks of everything up to its number: first the others
         self.say(Returned(message.seq))
         if fd is not None:
-            os.close(fd)
+            posix.close(fd)
 
     def tell_accepted(self) -> None:
         """Say how far this worker has come; called when its loop is about to wait."""
@@ -141,7 +141,7 @@ class Wire:
                 return
             self._outbox.popleft()
             if fd is not None:
-                os.close(fd)
+                posix.close(fd)
         self._writable.stop()
 
 

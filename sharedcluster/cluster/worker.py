@@ -23,6 +23,7 @@ monkey.patch_all()
 # ruff: noqa: E402 - nothing may be imported before the patch
 import faulthandler
 import os
+import posix  # its close is not gevent's, which waits for a turn of the loop
 import resource
 import signal
 import sys
@@ -315,7 +316,7 @@ class Worker:
         try:
             self._rss = int(os.read(fd, 128).split()[1]) * _PAGE
         finally:
-            os.close(fd)
+            posix.close(fd)
         return self._rss
 
     # -- signals ---------------------------------------------------------------------------------------------------

@@ -25,14 +25,11 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-import httptools
-
 from sharedcluster.http import policy
-from sharedcluster.http.body import BodyStream
-from sharedcluster.http.chunked import ChunkedDecoder
+from sharedcluster.http.body import BodyStream, IncomingBody
 from sharedcluster.http.exchange import Exchange
 from sharedcluster.http.policy import Refused
-from sharedcluster.http.request import CHUNKED, Head, HeadReader
+from sharedcluster.http.request import Head, HeadReader, PartialHead
 from sharedcluster.http.response import refusal
 from sharedcluster.http.settings import Environ, Proxied, ReleasedConnection
 from sharedcluster.http.transport import NEVER, ClientGone, Transport, os_close
@@ -54,8 +51,8 @@ class Connection(Transport):
     """A connection and the state of its current message."""
 
     __slots__ = (
+        "_body",
         "_buffer",
-        "_decoder",
         "_early",
         "_exchange",
         "_head",
@@ -98,8 +95,8 @@ class Connection(Transport):
         self.phase = IDLE
         self._buffer = b""
         self._head: Head | None = None
-        self._decoder: ChunkedDecoder | None = None
-        self._early: Any = None
+        self._body: IncomingBody | None = None
+        self._early: PartialHead | None = None
         self._exchange: Exchange | None = None
         self._taken: Any = None
         self._is_at_end = False
@@ -229,98 +226,60 @@ class Connection(Transport):
                 raise Refused(policy.LEADING_LINES)
             if len(data) > 2:
                 return False
-        settings = self.server.settings
-        if len(data) > settings.limit_head:
-            raise Refused(policy.HEAD_TOO_LARGE)
-        if len(data) > settings.limit_line and b"\r\n" not in data:
-            raise Refused(policy.LINE_TOO_LONG if b" " in data[:33] else policy.REQUEST_LINE)
-        self._look_early(data, seen)
+        if self._early is None:
+            self._early = PartialHead(self.reader)
+            seen = 0
+        self._early.look(data, seen)
         self._buffer = data
         if self.phase != HEAD:
             self.phase = HEAD
-            self.expire_in(settings.head_timeout)
+            self.expire_in(self.server.settings.head_timeout)
         return True
-
-    def _look_early(self, data: bytes, seen: int) -> None:
-        """Refuse at once what llhttp finds wrong; a lone LF would else make its sender wait for the timeout."""
-        if self._early is None:
-            self._early = httptools.HttpRequestParser(self)
-            seen = 0
-        try:
-            self._early.feed_data(data[seen:])
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._early = None
-            if b"\n" in data or not chr(data[0]).isalpha():
-                raise self.reader.explain(data, str(error)) from None
 
     def _begin_body(self, head: Head) -> None:
         """A body follows, or an upgrade. Read it first if it is small and the client sends it unasked."""
         settings = self.server.settings
-        ready, self._buffer = self._buffer, b""
         if head.upgrade and not head.length:
-            self._buffer = ready
             self._serve(head, None)
             return
+        self._head = head
         if settings.limit_body and head.length > settings.limit_body:
             self.refuse(Refused(policy.BODY_TOO_LARGE))
             return
-        self._decoder = None
-        if head.length == CHUNKED:
-            self._decoder = ChunkedDecoder(settings.limit_head, settings.limit_fields)
-        self._head = head
+        ready, self._buffer = self._buffer, b""
+        self._body = IncomingBody(head.length, settings)
         self.phase = BODY
-        if head.length > settings.buffer_body or (head.expects_continue and not ready):
-            self._stream_body(ready)
+        if head.expects_continue and not ready:
+            self._stream_body(head, asks=True)
         else:
             self.expire_in(settings.body_timeout)
-            self._read_body(ready, is_first=True)
+            self._read_body(ready)
 
-    def _read_body(self, data: bytes, *, is_first: bool = False) -> None:
+    def _read_body(self, data: bytes) -> None:
         """Take a piece of a body that is read before the application runs."""
-        head = self._head
+        head, body = self._head, self._body
         assert head is not None
-        if not is_first:
-            self.expiry = self.server.wheel.now + self.server.settings.body_timeout
+        assert body is not None
         settings = self.server.settings
-        if self._decoder is None:
-            body = self._buffer + data
-            if len(body) < head.length:
-                self._buffer = body
-                return
-            self._buffer = body[head.length :]
-            self._serve(head, io.BytesIO(body[: head.length]))
-            return
+        self.expiry = self.server.wheel.now + settings.body_timeout if settings.body_timeout else NEVER
         try:
-            self._buffer += self._decoder.feed(data)
-            if settings.limit_body and len(self._buffer) > settings.limit_body:
-                raise Refused(policy.BODY_TOO_LARGE)  # noqa: TRY301 - answered like what the decoder raises
+            self._buffer += body.feed(data)
         except Refused as refused:
             self.refuse(refused)
             return
-        if self._decoder.done:
-            body, self._buffer = self._buffer, self._decoder.rest
-            self._serve(head, io.BytesIO(body))
-        elif len(self._buffer) > settings.buffer_body:
-            body, self._buffer = self._buffer, b""
-            self._stream_body(body)
+        if body.is_whole:
+            whole, self._buffer = self._buffer, body.rest
+            self._serve(head, io.BytesIO(whole))
+        elif max(head.length, len(self._buffer)) > settings.buffer_body:
+            self._stream_body(head, asks=False)
 
-    def _stream_body(self, ready: bytes) -> None:
+    def _stream_body(self, head: Head, *, asks: bool) -> None:
         """Let the application read the body itself; the loop keeps its hands off the socket meanwhile."""
-        head = self._head
-        assert head is not None
+        assert self._body is not None
         self.unwatch()
         self._is_held = True
-        if self._decoder is None:
-            ready, self._buffer = ready[: head.length], ready[head.length :]
-        stream = BodyStream(
-            self,
-            head.length,
-            self._decoder,
-            ready,
-            self.server.settings.limit_body,
-            asks=head.expects_continue and not ready,
-        )
-        self._serve(head, stream)
+        ready, self._buffer = self._buffer, b""
+        self._serve(head, BodyStream(self, self._body, ready, asks=asks))
 
     # Serving.
 
@@ -345,7 +304,7 @@ class Connection(Transport):
         """The exchange is over (called in its greenlet): be idle again, or end."""
         server = self.server
         server.count(exchange)
-        self._exchange = self._head = None
+        self._exchange = self._head = self._body = None
         self._is_held = self._is_opening or self._is_at_end
         if self.phase != SERVING:  # lost, refused or taken over meanwhile
             if self.phase == LINGERING:

@@ -15,6 +15,7 @@ Laws:
 from __future__ import annotations
 
 import re
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -304,6 +305,13 @@ class HeadReader:
             raise Refused(policy.LENGTH_BAD, digits)
         return int(digits)
 
+    def limit(self, data: bytes) -> None:
+        """Refuse a beginning that is longer than a whole may be."""
+        if len(data) > self._limit_head:
+            raise Refused(policy.HEAD_TOO_LARGE)
+        if len(data) > self._limit_line and b"\r\n" not in data:
+            raise Refused(policy.LINE_TOO_LONG if b" " in data[:33] else policy.REQUEST_LINE)
+
     def explain(self, data: bytes, reason: str) -> Refused:
         """Why llhttp refused `data`, a head or the beginning of one: the rule with the most telling status."""
         lines = data.decode("latin-1").split("\r\n")
@@ -317,6 +325,34 @@ class HeadReader:
             if value.lower() != "chunked" and value.isprintable():
                 return refuse_coding(value)
         return Refused(policy.SYNTAX, reason)
+
+
+class PartialHead:
+    """A head whose end has not come. What is wrong with it is said at once, not when its time is up."""
+
+    __slots__ = ("_parser", "_reader")
+
+    def __init__(self, reader: HeadReader) -> None:
+        self._reader = reader
+        self._parser: Any = None
+
+    def look(self, data: bytes, seen: int) -> None:
+        """`data` is all of it so far, the first `seen` bytes of which have been looked at before.
+
+        Raises:
+            Refused: It can no longer become a head.
+        """
+        self._reader.limit(data)
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
+            seen = 0
+        try:
+            self._parser.feed_data(data[seen:])
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._parser = None
+            # Before the end of the request line the rule, and so the status, may not be known yet.
+            if b"\n" in data or not chr(data[0]).isalpha():
+                raise self._reader.explain(data, str(error)) from None
 
 
 def is_target(target: str) -> bool:

@@ -11,14 +11,17 @@ from sharedcluster.program.policies import SCHED_NONE, SCHED_RR
 
 if TYPE_CHECKING:
     from sharedcluster.program.primary import PrimaryCluster
-    from sharedcluster.program.this_worker import ThisWorker, WorkerCluster
+    from sharedcluster.program.serving import WorkerCluster
+    from sharedcluster.program.this_worker import ThisWorker
 
 _current: list[Any] = []
 
 
 def become_worker(told: role.WorkerRole) -> ThisWorker:
     """Called by a worker's entry, before its script runs."""
-    from sharedcluster.program.this_worker import ThisWorker, WorkerCluster  # needs gevent, which only workers have
+    # These need gevent, which only workers have.
+    from sharedcluster.program.serving import WorkerCluster
+    from sharedcluster.program.this_worker import ThisWorker
 
     worker = ThisWorker(told)
     _current[:] = [WorkerCluster(worker)]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from typing import Final
 
 VARIABLE: Final = "SHAREDCLUSTER_CHANNEL"
 """How a new process learns what it is; removed from the environment at once, so that its children are nobody."""
+
+BLOCKED_AT_START: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM)
+"""Signals that a worker is started with as blocked, and unblocks when it can handle them."""
 
 
 @dataclass(frozen=True, slots=True)

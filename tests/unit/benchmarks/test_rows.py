@@ -26,4 +26,5 @@ def test_by_text() -> None:
         "scaling: Flask, session write",
         "cost of a session write to the rest of the site",
     ]
+    assert wanted(texts=["Flask hello"]) == ["Flask hello"]
     assert wanted(texts=["nothing of that name"]) == []
