@@ -220,8 +220,9 @@ def parallel_round(run: Run, clients: list[Client], cookie: str, turn: int) -> s
 
 def destroyed_sessions(run: Run) -> None:
     """A late write never brings back a session that was ended, and its cookie leads nowhere for ever."""
-    client, late = Client(run), Client(run)
+    client = Client(run)
     while not run.is_over():
+        late = Client(run)  # its request may outlive this turn
         try:
             client.cookie = ""
             client.call("/session", {"set": {"user": "ann"}})
