@@ -238,8 +238,11 @@ class Parent(Events):
             return
 
         def deliver() -> None:
-            self.emit("message", message)
-            taken(True)
+            if self.has_observer("message"):
+                self.emit("message", message)
+                taken(True)
+            else:  # `once` has had its message: the others wait for the next observer
+                self._early.append((message, taken))
 
         self._line(deliver)
 

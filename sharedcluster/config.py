@@ -240,10 +240,26 @@ class Config:
     )
     preload: bool = setting(False, "load the app once and fork the workers from it", "--preload", parse=parse_flag)
     reload: bool = setting(False, "development: reload when a file changes", "--reload", parse=parse_flag)
+    head_timeout: float = setting(
+        10.0, "from the first byte of a request's head to its last", "--head-timeout", parse=parse_seconds, metavar="S"
+    )
+    body_timeout: float = setting(
+        30.0, "between two pieces of a request's body", "--body-timeout", parse=parse_seconds, metavar="S"
+    )
+    write_timeout: float = setting(
+        30.0,
+        "between two pieces that a client takes of an answer",
+        "--write-timeout",
+        parse=parse_seconds,
+        metavar="S",
+    )
     limit_head: int = setting(
         65536, "bytes of a request's head; more is answered 431 or 414", "--limit-head", parse=parse_size,
         metavar="BYTES",
     )  # fmt: skip
+    limit_fields: int = setting(
+        100, "header fields of a request; more are answered 431", "--limit-fields", parse=parse_count, metavar="N"
+    )
     limit_body: int = setting(
         0, "bytes of a request's body; more is answered 413", "--limit-body", parse=parse_size, metavar="BYTES"
     )
@@ -255,6 +271,13 @@ class Config:
         ("127.0.0.1",), "whose X-Forwarded-* and PROXY heads count", "--forwarded-allow-ips", parse=parse_list,
         metavar="IPS", env=("FORWARDED_ALLOW_IPS",),
     )  # fmt: skip
+    forwarded_headers: tuple[str, ...] = setting(
+        ("for", "proto"), "which of for, proto, host, port, prefix are taken from them", "--forwarded-headers",
+        parse=parse_list, metavar="WORDS",
+    )  # fmt: skip
+    proxy_protocol: bool = setting(
+        False, "a PROXY protocol head is required from them", "--proxy-protocol", parse=parse_flag
+    )
     certfile: str = setting("", "TLS: the certificate chain, as PEM", "--certfile", metavar="FILE")
     keyfile: str = setting("", "TLS: the key, if it is not in the certificate's file", "--keyfile", metavar="FILE")
     name: str = setting("", "the name of this cluster", "--name", metavar="NAME", shown="the app's name")
@@ -280,6 +303,11 @@ class Config:
     wait_ready: bool = setting(
         False, "a worker serves when the application says so: SharedCluster.ready()", "--wait-ready", parse=parse_flag
     )
+
+    hooks: str = setting(
+        "", "a module whose functions are called on events: on_fork, on_exit, post_worker_init, ...", "--hooks",
+        metavar="MODULE", shown="none",
+    )  # fmt: skip
 
     def log_files(self) -> LogFiles | None:
         """Where the two streams go, if to files; one that is named alone takes both."""

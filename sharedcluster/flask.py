@@ -17,7 +17,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -214,9 +214,9 @@ class SharedCluster:
         """Say that this worker may serve, where `wait_ready` waits for it; elsewhere it means nothing."""
         readiness.say()
 
-    def publish(self, channel: str, data: Any, history: int = 0) -> str | None:
+    def publish(self, channel: str, data: Any, history: int = 0, *, once: str = "") -> str | None:
         """Send a message to every worker and every stream; see `state.broadcast.Broadcast.publish`."""
-        position = self.state.broadcast.publish(channel, data, history)
+        position = self.state.broadcast.publish(channel, data, history, once=once)
         return str(position) if position is not None else None
 
     def on(self, channel: str) -> Callable[[Callable[[Any], object]], Callable[[Any], object]]:
@@ -228,12 +228,27 @@ class SharedCluster:
 
         return register
 
-    def stream(self, channel: str) -> Response:
-        """A response of server-sent events; a browser's EventSource that comes back gets what it missed."""
+    def stream(self, channel: str, *, member: str = "", info: Any = None) -> Response:
+        """A response of server-sent events; a browser's EventSource that comes back gets what it missed.
+
+        Args:
+            channel: Its name.
+            member: Counts as present on the channel while the stream is open, see `presence`.
+            info: What `presence` tells about the member.
+        """
         last_event_id = request.headers.get("Last-Event-ID", "") or request.args.get("lastEventId", "")
-        body = self.state.broadcast.stream(channel, last_event_id)
+        state = self.state
+        body = state.broadcast.stream(channel, last_event_id)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return Response(body, mimetype="text/event-stream", headers=headers)
+        response = Response(body, mimetype="text/event-stream", headers=headers)
+        if member:
+            state.presence.join(channel, member, info)
+            response.call_on_close(lambda: state.presence.leave(channel, member))
+        return response
+
+    def presence(self, channel: str) -> Mapping[str, Any]:
+        """Who has a stream of this channel open, on any worker, and what was told about them."""
+        return self.state.presence.members(channel)
 
     # -- primitives ------------------------------------------------------------------------------------------------
 
@@ -334,12 +349,13 @@ class SharedSession(Session, SessionMixin):
 class _RequestSource:
     """A request's session source; finds Redis on first use, so that an application can be made where there is none."""
 
-    __slots__ = ("_app", "_environ", "_interface")
+    __slots__ = ("_app", "_environ", "_idle", "_interface")
 
     def __init__(self, interface: SharedSessionInterface, app: Flask, environ: WSGIEnvironment) -> None:
         self._interface = interface
         self._app = app
         self._environ = environ
+        self._idle = 0.0
 
     @property
     def codec(self) -> Codec:
@@ -347,7 +363,9 @@ class _RequestSource:
 
     @property
     def idle(self) -> float:
-        return self._app.permanent_session_lifetime.total_seconds()
+        if not self._idle:
+            self._idle = self._app.permanent_session_lifetime.total_seconds()
+        return self._idle
 
     def fetch(self, *, fresh: bool = False) -> tuple[Cookie | None, SessionRecord | None]:
         interface, app = self._interface, self._app
@@ -371,6 +389,18 @@ def read_cookies(environ: WSGIEnvironment, name: str) -> Iterator[str]:
             yield value
 
 
+_COOKIE_KEYS = (
+    "SESSION_COOKIE_NAME",
+    "SESSION_COOKIE_DOMAIN",
+    "SESSION_COOKIE_PATH",
+    "APPLICATION_ROOT",
+    "SESSION_COOKIE_SECURE",
+    "SESSION_COOKIE_HTTPONLY",
+    "SESSION_COOKIE_SAMESITE",
+    "SESSION_COOKIE_PARTITIONED",
+)
+
+
 class SharedSessionInterface(SessionInterface):
     """Flask's door to `state.sessions.SessionStore`. Every SESSION_COOKIE_ key means what it means in Flask."""
 
@@ -381,7 +411,7 @@ class SharedSessionInterface(SessionInterface):
         self._has_told = False
         self._signer: CookieSigner | None = None
         self._signer_keys: tuple[Any, Any] = (None, None)
-        self._cookie_facts: tuple[Any, ...] = ()
+        self._cookie_facts: list[Any] = []
         self._cookie_parts = ("", "")
         self._expires: tuple[int, str] = (0, "")
 
@@ -425,30 +455,10 @@ class SharedSessionInterface(SessionInterface):
             response.headers.add("Set-Cookie", self._cookie_header(app, session, outcome))
 
     def _cookie_header(self, app: Flask, session: SharedSession, outcome: SaveOutcome) -> str:
-        name, domain, path = self.get_cookie_name(app), self.get_cookie_domain(app), self.get_cookie_path(app)
-        facts = (
-            name,
-            domain,
-            path,
-            self.get_cookie_secure(app),
-            self.get_cookie_httponly(app),
-            self.get_cookie_samesite(app),
-            self.get_cookie_partitioned(app),
-        )
+        # Werkzeug makes the header once per configuration; from then on only value and date are put in.
+        facts = [app.config[key] for key in _COOKIE_KEYS]
         if facts != self._cookie_facts:
-            # Werkzeug makes the header once per configuration; from then on only value and date are put in.
-            text = dump_cookie(
-                name,
-                "@",
-                domain=domain,
-                path=path,
-                secure=facts[3],
-                httponly=facts[4],
-                samesite=facts[5],
-                partitioned=facts[6],
-            )
-            start, end = text.split("=@", 1)
-            self._cookie_parts, self._cookie_facts = (start + "=", end), facts
+            self._cookie_parts, self._cookie_facts = self._make_cookie_parts(app), facts
         start, end = self._cookie_parts
         if outcome.action is CookieAction.DELETE:
             return f"{start}; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=0{end}"
@@ -459,6 +469,20 @@ class SharedSessionInterface(SessionInterface):
             self._expires = (now, http_date(now + app.permanent_session_lifetime.total_seconds()))
         return f"{start}{outcome.value}; Expires={self._expires[1]}{end}"
 
+    def _make_cookie_parts(self, app: Flask) -> tuple[str, str]:
+        text = dump_cookie(
+            self.get_cookie_name(app),
+            "@",
+            domain=self.get_cookie_domain(app),
+            path=self.get_cookie_path(app),
+            secure=self.get_cookie_secure(app),
+            httponly=self.get_cookie_httponly(app),
+            samesite=self.get_cookie_samesite(app),
+            partitioned=self.get_cookie_partitioned(app),
+        )
+        start, end = text.split("=@", 1)
+        return start + "=", end
+
     def regenerate(self, session: SessionMixin) -> None:
         """Flask-Session's name for `shared.sessions.rotate`."""
         if isinstance(session, SharedSession):
@@ -466,7 +490,8 @@ class SharedSessionInterface(SessionInterface):
 
 
 def _vary_by_cookie(response: Response) -> None:
-    if "Vary" in response.headers:
+    # `in` would raise and catch an HTTP exception inside Werkzeug, with every request that looks at its session.
+    if any(name.lower() == "vary" for name, _ in response.headers):
         response.vary.add("Cookie")
     else:
         response.headers.add("Vary", "Cookie")

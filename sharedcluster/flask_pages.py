@@ -108,16 +108,16 @@ class HotPages:
 
     def _is_safe(self, view: Callable[..., Any]) -> bool:
         app = self._app
+        # teardown_appcontext is not among them: what no context was made for needs no tearing down.
         hooks = (
             app.before_request_funcs,
             app.after_request_funcs,
             app.teardown_request_funcs,
             app.url_value_preprocessors,
-            app.teardown_appcontext_funcs,
         )
         return (
             app.view_functions.get(request.endpoint or "") is view
-            and not any(any(group.values()) if isinstance(group, dict) else group for group in hooks)
+            and not any(any(group.values()) for group in hooks)
             and not request_started.receivers
             and not request_finished.receivers
         )

@@ -36,7 +36,9 @@ from sharedcluster.control import client
 from sharedcluster.control.protocol import check_name, runtime_folder
 from sharedcluster.control.server import ControlServer
 from sharedcluster.errors import AppLoadError, BindError, ConfigError, RedisNeededError, UserError
+from sharedcluster.hooks import Hooks
 from sharedcluster.log import logger, set_up
+from sharedcluster.observing import observing
 from sharedcluster.upgrading import Inheritance, Predecessor, Successor
 from sharedcluster.version import VERSION
 from sharedcluster.watching import watching
@@ -70,7 +72,7 @@ def start(resolved: Resolved, observe: Callable[[Primary], None] | None = None) 
         Predecessor(primary, redis.url, redis.lifeline_fd)
         if observe:
             observe(primary)
-        with watching(config, primary):
+        with watching(config, primary), observing(config, primary):
             return primary.run()
 
 
@@ -277,6 +279,7 @@ def _check_in_child(config: Config, redis_url: str, write: int) -> None:
             from sharedcluster.http.tls import make_context
 
             make_context(config.certfile, config.keyfile or None)
+        Hooks.load(config.hooks)
         loaded = load(config.app)
         answer = {"found": loaded.found, "shares_state": loaded.extension is not None, "warnings": []}
         if loaded.extension is not None and redis_url:

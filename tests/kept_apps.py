@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import psutil
 
 from sharedcluster.control import client
 from sharedcluster.errors import SharedClusterError
+from sharedcluster.operating.rotation import rotated_files
 from tests.cluster_process import ROOT, Answer, request
 
 APP = """
@@ -107,3 +109,17 @@ class Desk:
                 if process.environ().get("SHAREDCLUSTER_STATE_DIR") == str(self.state):
                     process.send_signal(signal.SIGKILL)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def read_logs(path: Path) -> list[bytes]:
+    """The content of a log file's rotated files and of itself, oldest first; one may be compressed meanwhile."""
+    return [_content(each) for each in [*rotated_files(str(path)), path]]
+
+
+def _content(path: Path) -> bytes:
+    if path.suffix == ".gz":
+        return gzip.decompress(path.read_bytes())
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return _content(path.with_name(path.name + ".gz"))

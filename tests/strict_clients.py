@@ -206,3 +206,54 @@ class Crowd:
         """A condition: from now on each client has had so many more answers."""
         before = [len(c.account.answered) for c in self.clients]
         return lambda: all(len(c.account.answered) >= n + more for c, n in zip(self.clients, before, strict=True))
+
+
+class EventReader(Client):
+    """Follows an event stream and comes back when it ends; an end in the middle of an event or a chunk is a loss."""
+
+    def ask(self) -> bytes:
+        """One stream, from its beginning to its end."""
+        number = next(numbers)
+        try:
+            connection = self._connect()
+        except ConnectionRefusedError:
+            self.account.refused += 1
+            return b""
+        except OSError as error:
+            self.account.lost.append((number, f"connecting: {error!r}"))
+            return b""
+        with connection:
+            connection.settimeout(1)
+            tail = b""
+            try:
+                connection.sendall(f"GET {self._target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                while not self.over.is_set():
+                    try:
+                        data = connection.recv(65536)
+                    except TimeoutError:
+                        continue
+                    if not data:
+                        break
+                    tail = (tail + data)[-64:]
+                    if tail.endswith(b"\r\n0\r\n\r\n"):
+                        break
+            except OSError as error:
+                self.account.lost.append((number, repr(error)))
+                return b""
+            if self.over.is_set() or tail.endswith(b"\n\n\r\n0\r\n\r\n"):
+                self.account.answered.append(number)
+            else:
+                self.account.lost.append((number, f"the stream ended with {tail[-20:]!r}"))
+            return b""
+
+
+def sixty_four(address: tuple[str, int]) -> list[Client]:
+    """The crowd of the reload test: keep-alive, one request per connection, 1 MB uploads, slow readers, streams."""
+    upload = bytes(range(256)) * 4096
+    return [
+        *[Client(address, pause=0.05) for _ in range(24)],
+        *[Client(address, keep_alive=False, pause=0.05) for _ in range(16)],
+        *[Client(address, target="/upload?n={n}", body=upload, pause=0.5) for _ in range(8)],
+        *[Client(address, target="/big/512?n={n}", bite=32768, chew=0.05, pause=0.2) for _ in range(8)],
+        *[EventReader(address, target="/events/100000") for _ in range(8)],
+    ]

@@ -6,6 +6,8 @@ primary, which must stay clean. What a command needs beyond that it imports itse
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 import click
@@ -101,6 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; what a user did wrong is one block on stderr, without a traceback."""
     try:
         code = cli.main(arguments, prog_name="sharedcluster", standalone_mode=False)
+        _let_go_of_a_full_disk()
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         error.show()
@@ -116,6 +119,17 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `sharedcluster status | head`
         sys.stderr.close()
         sys.exit(0)
+
+
+def _let_go_of_a_full_disk() -> None:
+    """Log lines that cannot be written must not turn a clean end into Python's exit code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def show_error(error: UserError) -> None:

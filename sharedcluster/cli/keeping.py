@@ -96,7 +96,7 @@ def _starter(specs: dict[str, AppSpec]) -> Callable[[Target], str]:
         known = records.load(spec.name)
         if known and known.is_running() and spec.file and len(specs) > 1 and _same(known.spec, spec):
             return f"{spec.name} runs already"
-        return _said(actions.start(spec))
+        return said(actions.start(spec))
 
     return act
 
@@ -105,7 +105,8 @@ def _same(one: AppSpec, other: AppSpec) -> bool:
     return replace(one, environ={}) == replace(other, environ={})
 
 
-def _said(started: actions.Started) -> str:
+def said(started: actions.Started) -> str:
+    """The outcome of a start, as a line."""
     record = started.record
     state = records.load_state(record.name)
     addresses = ""
@@ -117,7 +118,7 @@ def _said(started: actions.Started) -> str:
 
 
 def _specs(what: str | None, only: tuple[str, ...], env_name: str, options: dict[str, Any]) -> list[AppSpec]:
-    config_file = options.pop("config_file", None)
+    config_file = options.pop("config_file", None) or os.environ.get("SHAREDCLUSTER_CONFIG")
     values = given(options)
     environ = dict(os.environ)
     if what is None or ecosystem.is_file_name(what):
@@ -217,13 +218,13 @@ def restart(names: tuple[str, ...], name: str, control: str, env_name: str) -> i
         spec = fresh.get(target.name)
         if target.record is None:
             if spec is not None:
-                return _said(actions.start(spec))
+                return said(actions.start(spec))
             raise ConfigError(
                 f"{target.name} runs in the foreground.", advice=f"New code: sharedcluster reload {target.name}"
             )
         if spec is None and env_name:
             spec = _reread(replace(target.record.spec, env_name=env_name))
-        return _said(actions.restart(target.record, spec))
+        return said(actions.restart(target.record, spec))
 
     targets = {target.name: target for target in choose(names, name, control, running=False)}
     targets |= {each: Target(each, None) for each in fresh if each not in targets}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
 import click
 
-from sharedcluster.cli.tables import coloured, say
+from sharedcluster.cli.tables import coloured, say, wants_colour
 from sharedcluster.cli.targets import Target, choose, known, names_argument
 from sharedcluster.errors import ConfigError
 from sharedcluster.operating.following import Follower, Line, last_lines
@@ -18,6 +19,7 @@ from sharedcluster.operating.spec import log_paths
 
 COLOURS: Final = ("cyan", "green", "magenta", "yellow", "blue", "bright_cyan", "bright_green", "bright_magenta")
 POLL: Final = 0.2
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @click.command(epilog="\b\nExamples:\n  sharedcluster logs\n  sharedcluster logs shop --worker 1 --lines 100\n"
@@ -96,7 +98,15 @@ def _printer(*, as_json: bool, names: bool) -> Callable[[str, Line], None]:
 
 
 def _printable(text: str) -> str:
-    """What an application wrote must not move the cursor of whoever reads it."""
+    """What an application wrote may have colour, but must not move the cursor of whoever reads it."""
+    pieces = [_escaped(piece) for piece in _COLOUR.split(text)]
+    if not wants_colour():
+        return "".join(pieces)
+    marks = [*_COLOUR.findall(text), ""]
+    return "".join(piece + mark for piece, mark in zip(pieces, marks, strict=True)) + ("\x1b[0m" if marks[:-1] else "")
+
+
+def _escaped(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\t\n" else f"\\x{ord(c):02x}" for c in text)
 
 

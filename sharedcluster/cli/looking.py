@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +21,8 @@ from sharedcluster.operating import actions, records
 from sharedcluster.operating.records import Record, logs_folder
 from sharedcluster.operating.spec import log_paths
 
+LAST_WORDS: Final = 20
+"""Lines of the error log that `describe` shows of an application that is errored without a traceback."""
 PATIENCE: Final = 1.0
 """Seconds that one primary may take to answer; the others must not wait for it."""
 
@@ -57,18 +58,21 @@ def see(target: Target) -> Seen:
 def _see_kept(target: Target, record: Record, facts: Mapping[str, Any] | None, silent: str) -> Seen:
     state = record.state
     attended = record.has_attendant()
+    past = f"{state.ended} {duration(time.time() - state.ended_at)} ago" if state.ended else ""
     if facts is not None and (attended or record.has_primary()):
-        note = "" if attended else "nobody attends it: restart it"
-        if state.restarts and state.ended:
-            note = note or f"{state.ended} {duration(time.time() - state.ended_at)} ago"
-        if lost := facts["counters"].get("log_lines_lost"):
-            note = f"{lost} log lines lost" + (f"; {note}" if note else "")
-        return Seen(target, "starting" if state.state == "starting" else facts["state"], note, facts)
+        lost = facts["counters"].get("log_lines_lost")
+        notes = (
+            "" if attended else "nobody attends it: restart it",
+            f"{lost} log lines lost" if lost else "",
+            past if state.restarts else "",
+        )
+        word = "starting" if state.state == "starting" else facts["state"]
+        return Seen(target, word, "; ".join(filter(None, notes)), facts)
     if record.has_primary():
         word = "starting" if state.state == "starting" else "no answer"
-        return Seen(target, word, silent)
+        return Seen(target, word, silent or past)
     if attended:
-        return Seen(target, state.state, state.ended)
+        return Seen(target, state.state, past)
     if state.state in ("stopped", "errored"):
         return Seen(target, state.state, first_line(state.failure) if state.state == "errored" else "")
     return Seen(target, "dead", "its primary and its attendant are gone")
@@ -274,18 +278,17 @@ def _ended(record: Record) -> str:
 
 
 def _failure(seen: Seen) -> str:
-    """What went wrong last: the application's traceback if it is known, else the last lines of its error log."""
+    """What went wrong last: the application's traceback if it is known, else the last words of its workers."""
     record = seen.target.record
     assert record is not None
-    if record.state.failure:
-        return _indented(record.state.failure)
-    if seen.state in ("errored", "dead"):
-        with suppress(OSError):
-            from sharedcluster.operating.following import last_lines
+    failure = record.state.failure
+    if "Traceback" in failure or seen.state not in ("errored", "dead"):
+        return _indented(failure)
+    from sharedcluster.operating.following import last_lines
 
-            path = log_paths(record.spec, logs_folder())[1]
-            return _indented("\n".join(line.text for line in last_lines([path], 15)))
-    return ""
+    path = log_paths(record.spec, logs_folder())[1]
+    words = last_lines([path], LAST_WORDS, lambda line: line.role not in ("primary", "attendant"))
+    return _indented("\n".join([failure, *(f"{line.time} {line.role} | {line.text}" for line in words)]).strip())
 
 
 def _indented(text: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from sharedcluster.cli.keeping import said
 from sharedcluster.errors import ConfigError, UserError
 from sharedcluster.operating import actions, records
 from sharedcluster.operating.spec import AppSpec
@@ -51,8 +52,7 @@ def _revive(spec: AppSpec) -> str:
     known = records.load(spec.name)
     if known and known.is_running():
         return f"{spec.name} runs already"
-    started = actions.start(spec)
-    return f"{spec.name} (id {started.record.id}) started in {started.seconds:.1f} s: {started.workers} workers"
+    return said(actions.start(spec))
 
 
 # -- startup -----------------------------------------------------------------------------------------------------
@@ -98,11 +98,12 @@ def _what_to_type(is_user: bool) -> list[str]:
     control = "systemctl --user" if is_user else "systemctl"
     lines = [f"{control} daemon-reload", f"{control} enable {unit_name(is_user)}"]
     if is_user:
-        lines.append(f"loginctl enable-linger {_login()}      # or your units end when you log out")
+        lines.append(f"loginctl enable-linger {login()}      # or your units end when you log out")
     return lines
 
 
-def _login() -> str:
+def login() -> str:
+    """The name of the user we run as."""
     with suppress(KeyError):
         return pwd.getpwuid(os.getuid()).pw_name
     return str(os.getuid())
@@ -110,7 +111,7 @@ def _login() -> str:
 
 def unit_name(is_user: bool) -> str:
     """The unit's name; a machine can have one for each user."""
-    return "sharedcluster.service" if is_user else f"sharedcluster-{_login()}.service"
+    return "sharedcluster.service" if is_user else f"sharedcluster-{login()}.service"
 
 
 def unit_path(is_user: bool) -> Path:
@@ -137,18 +138,21 @@ def unit(is_user: bool) -> str:
     folders = [f"Environment=SHAREDCLUSTER_STATE_DIR={records.state_folder()}"]
     if runtime:
         folders.append(f"Environment=SHAREDCLUSTER_RUNTIME_DIR={runtime}")
-    elif not is_user and os.environ.get("XDG_RUNTIME_DIR"):
-        folders.append(f"Environment=XDG_RUNTIME_DIR={os.environ['XDG_RUNTIME_DIR']}")
+    elif not is_user:
+        # At boot there is no /run/user/UID yet. The records name each control socket, so the commands find them.
+        name = f"sharedcluster-{login()}"
+        folders += [f"RuntimeDirectory={name}", "RuntimeDirectoryMode=0700"]
+        folders.append(f"Environment=SHAREDCLUSTER_RUNTIME_DIR=%t/{name}")
     lines = [
         "# Written by `sharedcluster startup`: brings the saved apps back after a reboot.",
         "[Unit]",
-        "Description=Applications kept by sharedcluster" + ("" if is_user else f" for {_login()}"),
+        "Description=Applications kept by sharedcluster" + ("" if is_user else f" for {login()}"),
         *([] if is_user else ["Wants=network-online.target", "After=network-online.target redis.service"]),
         "",
         "[Service]",
         "Type=oneshot",
         "RemainAfterExit=yes",
-        *([] if is_user else [f"User={_login()}"]),
+        *([] if is_user else [f"User={login()}"]),
         *folders,
         f"ExecStart={program()} resurrect",
         f"ExecReload={program()} reload all",

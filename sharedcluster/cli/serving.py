@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -57,8 +58,9 @@ def check(app: str | None, env_name: str, **options: Any) -> int:
 
     With a FILE (TOML, YAML, JSON) every app in it is checked.
     """
-    if app and ecosystem.is_file_name(app):
-        return _check_file(app, env_name, options)
+    path = app if app and ecosystem.is_file_name(app) else "" if app else _file_of_several()
+    if path:
+        return _check_file(path, env_name, options)
     from sharedcluster.starting import check_only
 
     for line in check_only(resolve({**options, "app": app})):
@@ -66,11 +68,16 @@ def check(app: str | None, env_name: str, **options: Any) -> int:
     return 0
 
 
+def _file_of_several() -> str:
+    """The ecosystem file of this folder, if there is more than one application in it."""
+    path = ecosystem.default_file(Path())
+    return str(path) if path and len(ecosystem.read(path, default_name).sections) > 1 else ""
+
+
 def _check_file(path: str, env_name: str, options: dict[str, Any]) -> int:
     """Each application in a process of its own, with its folder and its environment."""
     import subprocess
     import sys
-    from pathlib import Path
 
     options.pop("config_file", None)
     worst = 0

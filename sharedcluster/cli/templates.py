@@ -11,7 +11,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from sharedcluster import config as configuration
-from sharedcluster.cli.saving import program
+from sharedcluster.cli.saving import login, program
 from sharedcluster.config import Setting
 from sharedcluster.control.protocol import check_name
 from sharedcluster.errors import ConfigError
@@ -68,7 +68,7 @@ def _name(target: str) -> str:
 
 
 def _fill(template: str, name: str) -> str:
-    facts = {"NAME": name, "PROGRAM": program(), "FOLDER": os.getcwd()}
+    facts = {"NAME": name, "PROGRAM": program(), "FOLDER": os.getcwd(), "USER": login()}
     for key, value in facts.items():
         template = template.replace(f"@{key}@", value)
     return template
@@ -190,7 +190,7 @@ After=network-online.target redis.service
 
 [Service]
 Type=notify
-NotifyAccess=main
+NotifyAccess=all
 WorkingDirectory=@FOLDER@
 EnvironmentFile=-@FOLDER@/.env
 RuntimeDirectory=sharedcluster-@NAME@
@@ -200,12 +200,13 @@ ExecStart=@PROGRAM@ run @NAME@
 ExecReload=@PROGRAM@ reload @NAME@
 KillMode=mixed
 TimeoutStopSec=40
+WatchdogSec=30
 Restart=on-failure
 RestartPreventExitStatus=2 3
 LimitNOFILE=65535
 NoNewPrivileges=yes
 PrivateTmp=yes
-DynamicUser=yes
+User=@USER@
 
 [Install]
 WantedBy=multi-user.target

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from sharedcluster.program.emitter import Observer, ObserverT
     from sharedcluster.program.loops import Timer
+    from sharedcluster.program.serving import Server
     from sharedcluster.program.settings import Settings
-    from sharedcluster.program.this_worker import Server, ThisWorker
+    from sharedcluster.program.this_worker import ThisWorker
     from sharedcluster.program.workers import ListeningAddress as ListeningAddress
     from sharedcluster.program.workers import Worker as Worker
 
@@ -46,6 +47,14 @@ if TYPE_CHECKING:
     def off(event: str, observer: Observer) -> None: ...
 
 
+_NAMES = frozenset((
+    "SCHED_RR", "SCHED_NONE", "is_primary", "is_worker", "workers", "settings", "scheduling_policy",
+    "setup_primary", "fork", "disconnect", "run", "call_later", "serve", "on", "once", "off",
+))  # fmt: skip
+"""What people see here. The import system asks for the names of our own modules too, which must load nothing."""
+_TYPES = frozenset(("Worker", "ListeningAddress"))
+
+
 class _Cluster(ModuleType):
     """This package, as people see it."""
 
@@ -72,14 +81,14 @@ class _Cluster(ModuleType):
         api.current().scheduling_policy = name  # type: ignore[union-attr]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        from sharedcluster.program import api
-
-        if name in ("Worker", "ListeningAddress"):
+        if name in _TYPES:
             from sharedcluster.program import workers
 
             return getattr(workers, name)
+        if name not in _NAMES:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        from sharedcluster.program import api
+
         try:
             return getattr(api.current(), name)
         except AttributeError:

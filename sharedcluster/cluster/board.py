@@ -18,8 +18,10 @@ from typing import Final
 ROWS: Final = 1024
 _CELLS: Final = 8
 _WAITS, _SINCE, _IN_FLIGHT, _CONNECTIONS, _REQUESTS, _ACCEPTED = range(6)
-STANDS_STILL: Final = 20_000_000
-"""Nanoseconds of work without a pause after which a loop counts as standing still for the scheduling."""
+STANDS_STILL: Final = 50_000_000
+"""Nanoseconds of work without a pause after which a loop counts as standing still for the scheduling. Less than a
+view that blocks takes; more than the kernel lets a worker wait for a CPU on a busy machine (20 ms were not enough:
+a worker that was merely waiting its turn lost most of its connections to the others)."""
 
 
 class Board:

@@ -20,6 +20,7 @@ from sharedcluster.cluster.scheduling import Policy
 from sharedcluster.cluster.worker_handle import WorkerHandle, WorkerState
 from sharedcluster.log import logger
 
+WARN_INTERVAL: Final = 10.0
 REST: Final = 0.25
 """Seconds a worker that refused a connection gets none."""
 
@@ -50,16 +51,19 @@ class HandOff:
         self._in_rotation: dict[int, WorkerHandle] = {}
         self._resting: list[tuple[float, WorkerHandle]] = []
         self._watched: set[int] = set()
+        self._acceptors = {listener.index: _acceptor(listener) for listener in self.listeners}
 
     # -- rotation --------------------------------------------------------------------------------------------------
 
     def enter(self, worker: WorkerHandle) -> None:
-        """It takes connections from now on."""
+        """It takes connections from now on; one that rested does so no longer."""
+        self.leave(worker)
         self._in_rotation[worker.id] = worker
         self._policy.add(worker)
 
     def leave(self, worker: WorkerHandle) -> None:
-        """It gets none any more; a worker that is not in rotation is left as it is."""
+        """It gets none any more, also not after its rest; a worker that is not in rotation is left as it is."""
+        self._resting = [(until, other) for until, other in self._resting if other is not worker]
         if worker.id in self._in_rotation:
             del self._in_rotation[worker.id]
             self._policy.remove(worker)
@@ -131,7 +135,7 @@ class HandOff:
                 listener.paused_until = 0.0
             wanted = self._accepts and listener.is_open and not listener.is_full and not listener.paused_until
             if wanted and listener.index not in self._watched:
-                self._selector.register(listener.socket, selectors.EVENT_READ, _acceptor(listener))
+                self._selector.register(listener.socket, selectors.EVENT_READ, self._acceptors[listener.index])
                 self._watched.add(listener.index)
             elif not wanted:
                 self._unwatch(listener)
@@ -183,9 +187,16 @@ class HandOff:
 
 
 def _acceptor(listener: Listener) -> Callable[[int], None]:
+    warn_at = 0.0
+
     def on_readable(_mask: int) -> None:
-        listener.accept(time.monotonic())
-        if listener.paused_until:
+        nonlocal warn_at
+        if listener.socket.fileno() < 0:  # closed by another event of this turn (a take-over)
+            return
+        now = time.monotonic()
+        listener.accept(now)
+        if listener.paused_until and now >= warn_at:
+            warn_at = now + WARN_INTERVAL
             logger.warning("out of file descriptors: new connections wait in the kernel (see ulimit -n)")
 
     return on_readable

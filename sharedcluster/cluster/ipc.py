@@ -11,7 +11,7 @@ from __future__ import annotations
 import _socket
 import array
 import errno
-import os
+import posix  # its close is not gevent's, which waits for a turn of the loop
 import socket
 from typing import Final
 
@@ -101,7 +101,7 @@ class MessageSocket:
             return decode(data), fd
         except ValueError:
             if fd is not None:
-                os.close(fd)
+                posix.close(fd)
             raise
 
 

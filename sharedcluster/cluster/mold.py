@@ -13,6 +13,7 @@ from __future__ import annotations
 import _socket
 import gc
 import os
+import posix  # its close is not gevent's, which waits for a turn of the loop
 import signal
 import sys
 from contextlib import suppress
@@ -76,13 +77,13 @@ def _fork_worker(context: MoldContext, wish: ForkWorker, fd: int, loaded: Loaded
         if pid != 0:
             os.write(write, b"%d" % pid)
             os._exit(0)
-        os.close(read)
-        os.close(write)
+        posix.close(read)
+        posix.close(write)
         be_child(lambda: _be_worker(context, wish, fd, loaded))
-    os.close(fd)
-    os.close(write)
+    posix.close(fd)
+    posix.close(write)
     pid = int(os.read(read, 32) or b"0")
-    os.close(read)
+    posix.close(read)
     _waitpid(between, 0)
     context.channel.send(Forked(wish.id, pid))
 

@@ -1,17 +1,19 @@
-"""A worker's end of the message socket, on gevent's loop; shared by the worker of `run` and the worker of a program.
+"""A worker's side of what comes from the primary, on gevent's loop: messages, connections, shared listening sockets.
+
+Both kinds of worker use it: that of `sharedcluster run` (`worker`) and that of a program (`program.this_worker`).
 
 Laws:
 
-1. `Accepted` leaves before the first byte of a connection is read, and not later than that: the primary re-dispatches
-   what is not acknowledged, so nothing is lost and nothing is served twice. `accept` is the only way to say it.
-2. One new connection per turn of the loop. The application's greenlet for it runs before the next one is taken, so a
-   view that blocks the process never sits on a second connection that was read and cannot be given to anybody else.
-3. Messages leave in the order in which they were said; a descriptor that is given away is closed when it has left.
+1. A connection's number is on the board before its first byte is read: if this process dies, the primary gives what
+   is not there to others, so nothing is lost and nothing is served twice. `Accepted` follows once per turn.
+2. Messages leave in the order in which they were said; a descriptor that goes with one is closed here once it has
+   left, and also if there is nobody left to take it.
 """
 
 from __future__ import annotations
 
-import os
+import _socket
+import posix  # its close is not gevent's, which waits for a turn of the loop
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,10 +22,11 @@ from typing import Any, Final
 
 import gevent
 
+from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
-from sharedcluster.cluster.messages import Accepted, GivenBack, Message, NewConnection, Returned
-from sharedcluster.config import BindAddress
-from sharedcluster.http.settings import ListenerFacts, Proxied, ReleasedConnection
+from sharedcluster.cluster.listener import EXHAUSTED, PAUSE_AFTER_EMFILE
+from sharedcluster.cluster.messages import Accepted, GivenBack, Message, NewConnection, Peer, Returned
+from sharedcluster.http.settings import Proxied, ReleasedConnection
 from sharedcluster.log import logger
 
 LAST_WORDS: Final = 0.5
@@ -43,98 +46,155 @@ class WorkerFacts:
 
 
 class Wire:
-    """Reads what the primary says and hands it to `handlers`, sends what the worker says.
+    """Hands what the primary says to `handlers`, and sends what the worker says.
 
     Args:
-        channel: The worker's end.
+        channel: The worker's end of the message socket.
+        row: The worker's row of the board.
         handlers: What to call for each type of message.
         when_closed: Called once, when the primary is gone.
     """
 
     def __init__(
-        self, channel: MessageSocket, handlers: Mapping[type[Message], Handler], when_closed: Callable[[], None]
+        self,
+        channel: MessageSocket,
+        row: Row,
+        handlers: Mapping[type[Message], Handler],
+        when_closed: Callable[[], None],
     ) -> None:
         self._channel = channel
+        self._row = row
         self._handlers = handlers
         self._when_closed = when_closed
         loop = gevent.get_hub().loop
         self._readable = loop.io(channel.fileno(), 1)
         self._writable = loop.io(channel.fileno(), 2)
-        self._outbox: deque[tuple[Message, int | None, Callable[[], None] | None]] = deque()
+        self._outbox: deque[tuple[Message, int | None]] = deque()
+        self._accepted = self._told = 0
         self.is_open = True
 
     def start(self) -> None:
         """Listen to the primary from now on."""
         self._readable.start(self._on_readable)
 
-    def say(self, message: Message, fd: int | None = None, then: Callable[[], None] | None = None) -> None:
-        """Send a message, in order; `then` is called once it has left. `fd` stays the caller's."""
-        self._outbox.append((message, fd, then))
-        if len(self._outbox) == 1:
-            self._flush()
+    # -- connections -----------------------------------------------------------------------------------------------
 
-    def accept(self, message: NewConnection, serve: Callable[[], None]) -> None:
-        """Take a connection over: acknowledge it, then `serve` it (law 1)."""
-        self.say(Accepted(message.seq), then=serve)
+    def accept(self, message: NewConnection) -> None:
+        """The connection is this worker's from now on; called before its first byte is read (law 1)."""
+        self._row.accepts(message.seq)
+        self._accepted = message.seq
 
     def refuse(self, message: NewConnection, fd: int | None) -> None:
         """Leave a connection with the primary, which has kept its copy of the descriptor."""
-        if fd is not None:
-            os.close(fd)
+        self.tell_accepted()  # `Accepted` speaks of everything up to its number: first the others
         self.say(Returned(message.seq))
+        if fd is not None:
+            posix.close(fd)
+
+    def tell_accepted(self) -> None:
+        """Say how far this worker has come; called when its loop is about to wait."""
+        if self._accepted != self._told:
+            self._told = self._accepted
+            self.say(Accepted(self._accepted))
 
     def give_back(self, released: ReleasedConnection) -> None:
         """Hand an idle connection to the primary. Called in the hub or in a request's greenlet."""
-        message = GivenBack(released.listener, released.peer, proxied_as_text(released.proxied))
-        fd = released.fd
-        self.say(message, fd, then=lambda: os.close(fd))
+        self.say(GivenBack(released.listener, released.peer, proxied_as_text(released.proxied)), released.fd)
 
-    def last_words(self) -> None:
-        """Wait, in a greenlet, for what was said to leave, but not for long."""
-        end = time.monotonic() + LAST_WORDS
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def say(self, message: Message, fd: int | None = None) -> None:
+        """Send a message, in order; a descriptor that goes with it is closed here once it has left."""
+        self._outbox.append((message, fd))
+        if len(self._outbox) == 1:
+            self._flush()
+
+    def last_words(self, patience: float = LAST_WORDS) -> None:
+        """Wait, in a greenlet, for what was said to leave."""
+        end = time.monotonic() + patience
         while self._outbox and time.monotonic() < end:
             gevent.sleep(0.01)
 
     def _on_readable(self) -> None:
-        """One connection at the most, then back to the loop (law 2); other messages are read to the end."""
         try:
             while (received := self._channel.receive()) is not None:
                 message, fd = received
                 self._handlers[type(message)](message, fd)
-                if isinstance(message, NewConnection):
-                    return
         except ChannelClosed:
             self._readable.stop()
             self.is_open = False
-            self._flush()  # to nobody; but what was to happen when it had left happens
+            self._flush()  # to nobody: what is left is closed and forgotten
             self._when_closed()
         except (ValueError, KeyError):
             logger.exception("the primary sent what is no message for a worker")
 
     def _flush(self) -> None:
         while self._outbox:
-            message, fd, then = self._outbox[0]
+            message, fd = self._outbox[0]
             try:
                 sent = self._channel.send(message, fd)
             except ChannelClosed:
-                # Nobody waits for the answer any more, but a connection that came with its question is ours.
-                sent = True
+                sent = True  # nobody listens any more
             if not sent:
                 if not self._writable.active:
                     self._writable.start(self._flush)
                 return
             self._outbox.popleft()
-            if then is not None:
-                then()
+            if fd is not None:
+                posix.close(fd)
         self._writable.stop()
 
 
-# -- what connections and listeners are on the wire --------------------------------------------------------------
+class SharedAcceptor:
+    """A listening socket that all workers accept from (policy `shared`): one connection a turn, whoever has time.
+
+    Args:
+        fd: The socket; it is this object's.
+        serve: Called in the hub with each connection and its peer.
+        wanted: Asked before each accept; while it says no, the others take them.
+    """
+
+    def __init__(self, fd: int, serve: Callable[[int, Peer], None], wanted: Callable[[], bool] = lambda: True) -> None:
+        self._listening = _socket.socket(fileno=fd)  # not gevent's class: it must not wait
+        self._serve = serve
+        self._wanted = wanted
+        self._loop = gevent.get_hub().loop
+        self._watcher = self._loop.io(fd, 1)
+        self._rested: Any = None
+        self._is_open = True
+        self._watch()
+
+    def close(self) -> None:
+        """Take no more, and close the socket: it would collect clients until the last of us is gone."""
+        if self._is_open:
+            self._is_open = False
+            self._watcher.stop()
+            self._listening.close()
+
+    def _watch(self) -> None:
+        if self._is_open:
+            self._watcher.start(self._on_acceptable)
+
+    def _on_acceptable(self) -> None:
+        if not self._wanted():
+            self._rest()
+            return
+        try:
+            fd, address = self._listening._accept()  # type: ignore[attr-defined]
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                self._rest()
+            return  # or another worker was faster, or the client gave up
+        self._serve(fd, (address[0], address[1]) if isinstance(address, tuple) and address else None)
+
+    def _rest(self) -> None:
+        """Leave the clients to the other workers for a moment, or the loop would spin."""
+        self._watcher.stop()
+        self._rested = self._loop.timer(PAUSE_AFTER_EMFILE)  # a new one: libev's cannot be started twice
+        self._rested.start(self._watch)
 
 
-def listener_facts(address: BindAddress) -> ListenerFacts:
-    """What a listener's address is to the WSGI environ."""
-    return ListenerFacts(host=address.host, port=address.port, unix_path=address.path or None)
+# -- what a client is on the wire --------------------------------------------------------------------------------
 
 
 def proxied_as_text(proxied: Proxied | None) -> str:

@@ -5,8 +5,7 @@ be imported unpatched. So only a process that was forked to be a worker (or to c
 
 Laws:
 
-1. A connection's number is on the board before its first byte is read: if this process dies, the primary gives what
-   is not there to others, so nothing is lost and nothing is served twice. `Accepted` follows once per turn.
+1. What holds for connections and messages stands in `wire`: nothing is lost, and nothing is served twice.
 2. `Server.serve` reads and runs the application until it waits, before the next connection is taken. So a view that
    blocks the process never sits on a second connection that was read and cannot be given to anybody else.
 3. Signals of the terminal (INT, QUIT, HUP) are for the primary. TERM means: ask the primary for a replacement, and
@@ -22,16 +21,14 @@ from gevent import monkey
 monkey.patch_all()
 
 # ruff: noqa: E402 - nothing may be imported before the patch
-import _socket
 import faulthandler
 import os
+import posix  # its close is not gevent's, which waits for a turn of the loop
 import resource
 import signal
 import sys
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import gevent
@@ -40,31 +37,28 @@ from gevent.event import Event
 from sharedcluster import readiness
 from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.forking import WorkerContext
-from sharedcluster.cluster.ipc import ChannelClosed
-from sharedcluster.cluster.listener import EXHAUSTED, PAUSE_AFTER_EMFILE
 from sharedcluster.cluster.loading import LoadedApp, load
 from sharedcluster.cluster.messages import (
-    Accepted,
     Drain,
     Draining,
-    GivenBack,
     Heartbeat,
     Listening,
     LoadFailed,
-    Message,
     NewConnection,
     Online,
+    Peer,
     Rebalance,
     ReopenLogs,
-    Returned,
     Stop,
     WorkerStats,
     cut_to_fit,
 )
+from sharedcluster.cluster.wire import LAST_WORDS, SharedAcceptor, Wire, WorkerFacts, proxied_from
 from sharedcluster.config import Config
 from sharedcluster.errors import UserError
+from sharedcluster.hooks import HookCluster, Hooks, HookWorker
 from sharedcluster.http.server import Server
-from sharedcluster.http.settings import HttpSettings, ListenerFacts, Proxied, ReleasedConnection
+from sharedcluster.http.settings import HttpSettings, ListenerFacts, ReleasedConnection
 from sharedcluster.http.tls import make_context
 from sharedcluster.log import access_logger, logger, set_up
 from sharedcluster.log_files import lost_lines
@@ -73,22 +67,11 @@ if TYPE_CHECKING:
     from sharedcluster.state import SharedState
 
 HEARTBEAT_INTERVAL: Final = 1.0
-LAST_WORDS: Final = 0.5
-"""Seconds that the last messages may take to leave."""
 WATCHDOG_MARGIN: Final = 5.0
 """Seconds after the heartbeat timeout; more than the primary's TERM and KILL take."""
 READY_POLL: Final = 0.05
 EXIT_LOAD_FAILED: Final = 3
 _PAGE: Final = resource.getpagesize()
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerFacts:
-    """What the application sees as `environ["sharedcluster.worker"]`."""
-
-    slot: int
-    id: int
-    generation: int
 
 
 def main(context: WorkerContext, loaded: LoadedApp | None = None) -> int:
@@ -113,17 +96,24 @@ class Worker:
     def __init__(self, context: WorkerContext) -> None:
         self.context = context
         self.config = context.config
-        self._channel = context.channel
-        self._loop = gevent.get_hub().loop
-        self._readable = self._loop.io(self._channel.fileno(), 1)
-        self._writable = self._loop.io(self._channel.fileno(), 2)
-        self._outbox: deque[tuple[Message, int | None]] = deque()
-        self._heartbeat = self._loop.timer(0.0, HEARTBEAT_INTERVAL)
-        self._before_wait = self._loop.prepare()
-        self._after_wait = self._loop.check()
-        self._acceptors: list[tuple[_socket.socket, int, Any]] = []
-        self._rested: Any = None
-        self._accepted = self._told = 0
+        self._wire = Wire(
+            context.channel,
+            context.row,
+            {
+                NewConnection: self._on_connection,
+                Drain: self._on_drain,
+                Stop: self._on_stop,
+                Rebalance: self._on_rebalance,
+                ReopenLogs: self._on_reopen_logs,
+            },
+            self._primary_gone,
+        )
+        loop = gevent.get_hub().loop
+        self._heartbeat = loop.timer(0.0, HEARTBEAT_INTERVAL)
+        self._before_wait = loop.prepare()
+        self._after_wait = loop.check()
+        self._acceptors: list[SharedAcceptor] = []
+        self._hooks = Hooks(None)
         self._server: Server | None = None
         self._leave = Event()
         self._drain_timeout: float | None = None
@@ -136,26 +126,34 @@ class Worker:
     def run(self, loaded: LoadedApp | None = None) -> int:
         """Load the application, serve, drain."""
         self._handle_signals()
-        self._readable.start(self._on_readable)
-        self._say(Online(os.getpid()))
+        self._wire.start()
+        self._wire.say(Online(os.getpid()))
         try:
+            self._hooks = Hooks.load(self.config.hooks)
+            self._hooks.call("post_fork", *self._hook_facts())
             loaded = loaded or load(self.config.app)
+            self._hooks.call("post_worker_init", self._hook_facts()[1])
             if loaded.extension is not None:
                 loaded.extension.state  # noqa: B018 - made here, so that its handlers hear messages from now on
             self._server = self._make_server(loaded)
         except UserError as error:
-            self._say(LoadFailed(str(error), cut_to_fit(getattr(error, "traceback", ""))))
-            self._last_words()
+            self._wire.say(LoadFailed(str(error), cut_to_fit(getattr(error, "traceback", ""))))
+            self._wire.last_words()
             return EXIT_LOAD_FAILED
         if self.config.wait_ready and not self._hear_ready():
             return self._finish(self._server)
-        self._say(Listening(loaded.secret))
+        self._wire.say(Listening(loaded.secret))
         self._heartbeat.start(self._tick)
         self._before_wait.start(self._note_wait, self._server, self.context.row)
         self._after_wait.start(self.context.row.works)
-        self._accept_shared()
+        self._accept_shared(self._server)
         self._leave.wait()
         return self._finish(self._server)
+
+    def _hook_facts(self) -> tuple[HookCluster, HookWorker]:
+        context = self.context
+        worker = HookWorker(context.id, context.slot, context.generation, os.getpid())
+        return HookCluster(self.config.name, os.getppid()), worker
 
     def _hear_ready(self) -> bool:
         """Wait until the application says that it is ready; False if the worker has to leave before."""
@@ -182,55 +180,28 @@ class Worker:
     def _note_wait(self, server: Server, row: Row) -> None:
         """The loop is about to wait for events."""
         row.waits(server.in_flight, server.connections, server.requests)
-        if self._accepted != self._told:
-            self._told = self._accepted
-            self._say(Accepted(self._accepted))
+        self._wire.tell_accepted()
 
-    def _accept_shared(self) -> None:
+    def _accept_shared(self, server: Server) -> None:
         """With policy `shared` this worker takes connections off the listening sockets, as the others do."""
         for index, fd in enumerate(self.context.listener_fds):
-            self._acceptors.append((_socket.socket(fileno=fd), index, self._loop.io(fd, 1)))
-        self._watch_acceptors()
-
-    def _watch_acceptors(self) -> None:
-        if not self._leave.is_set():
-            for listening, index, watcher in self._acceptors:
-                watcher.start(self._on_acceptable, listening, index)
-
-    def _on_acceptable(self, listening: _socket.socket, index: int) -> None:
-        """One a turn, for law 2; the others are awake too, and whoever has time takes the next."""
-        try:
-            fd, address = listening._accept()  # type: ignore[attr-defined]
-        except OSError as error:
-            if error.errno in EXHAUSTED:
-                self._rest()
-            return  # or another worker was faster, or the client gave up
-        assert self._server is not None
-        peer = (address[0], address[1]) if isinstance(address, tuple) and address else None
-        self._server.serve(fd, index, peer)
-
-    def _rest(self) -> None:
-        """Out of descriptors: leave the clients to the other workers for a moment, or the loop would spin."""
-        for _, _, watcher in self._acceptors:
-            watcher.stop()
-        self._rested = self._loop.timer(PAUSE_AFTER_EMFILE)  # a new one: libev's cannot be started twice
-        self._rested.start(self._watch_acceptors)
+            serve = partial(_serve_accepted, server, index)
+            self._acceptors.append(SharedAcceptor(fd, serve))
 
     def _finish(self, server: Server) -> int:
         """Drain: what is in flight is answered, up to the deadline."""
         start = time.monotonic()
         timeout = self.config.graceful_timeout if self._drain_timeout is None else self._drain_timeout
-        for listening, _, watcher in self._acceptors:
-            watcher.stop()
-            listening.close()  # or the socket would stay open, and collect clients, until the last of us is gone
+        for acceptor in self._acceptors:
+            acceptor.close()
         if not self._cut:
             for shared in live_states():
                 shared.drain()
             if self._gives_back:
                 # Others go on serving: an idle connection moves to them instead of being closed.
-                server.release_when_idle(self._give_back)
+                server.release_when_idle(self._wire.give_back)
                 for released in server.release_idle():
-                    self._give_back(released)
+                    self._wire.give_back(released)
             server.drain()
             server.wait_drained(timeout)
         if left := server.in_flight:
@@ -238,36 +209,20 @@ class Worker:
         server.close()
         for shared in live_states():
             shared.close()
+        self._hooks.call("worker_exit", *self._hook_facts())
         if not self._orphaned:
             self._beat()
             # A connection that is on its way back is not to be lost because the primary is slow.
-            self._last_words(max(LAST_WORDS, timeout - (time.monotonic() - start)))
+            self._wire.last_words(max(LAST_WORDS, timeout - (time.monotonic() - start)))
         return 0
 
     # -- the wire --------------------------------------------------------------------------------------------------
 
-    def _on_readable(self) -> None:
-        try:
-            while (received := self._channel.receive()) is not None:
-                message, fd = received
-                self._HANDLERS[type(message)](self, message, fd)
-        except ChannelClosed:
-            self._readable.stop()
-            self._primary_gone()
-        except (ValueError, KeyError):
-            logger.exception("the primary sent what is no message for a worker")
-
     def _on_connection(self, message: NewConnection, fd: int | None) -> None:
         if fd is None or self._server is None:  # out of descriptors: it stayed with the primary
-            if self._accepted != self._told:  # `Accepted` speaks of everything up to its number: first the others
-                self._told = self._accepted
-                self._say(Accepted(self._accepted))
-            self._say(Returned(message.seq))
-            if fd is not None:
-                os.close(fd)
+            self._wire.refuse(message, fd)
             return
-        self.context.row.accepts(message.seq)
-        self._accepted = message.seq
+        self._wire.accept(message)
         proxied = proxied_from(message.proxied) if message.proxied else None
         self._server.serve(fd, message.listener, message.peer, proxied)
 
@@ -281,11 +236,6 @@ class Worker:
     def _on_stop(self, _message: Stop, _fd: int | None) -> None:
         self._end_now()
 
-    def _give_back(self, released: ReleasedConnection) -> None:
-        """Called in the hub or in a request's greenlet; the descriptor is closed when it has left."""
-        message = GivenBack(released.listener, released.peer, proxied_as_text(released.proxied))
-        self._say(message, released.fd)
-
     def _on_rebalance(self, message: Rebalance, _fd: int | None) -> None:
         """Give away the next connections that fall idle, up to the count; busy ones stay until then."""
         server = self._server
@@ -298,7 +248,7 @@ class Worker:
             left -= 1
             if left <= 0:
                 server.release_when_idle(None)
-            self._give_back(released)
+            self._wire.give_back(released)
 
         for released in server.release_idle(left):
             take(released)
@@ -309,53 +259,13 @@ class Worker:
         config = self.config
         set_up(f"w{self.context.slot}", level=config.log_level, style=config.log_format, files=config.log_files())
 
-    _HANDLERS: Final[dict[type[Message], Callable[[Any, Any, int | None], None]]] = {
-        NewConnection: _on_connection,
-        Drain: _on_drain,
-        Stop: _on_stop,
-        Rebalance: _on_rebalance,
-        ReopenLogs: _on_reopen_logs,
-    }
-
     def _primary_gone(self) -> None:
         logger.warning("the primary is gone: draining")
         self._orphaned = True
         self._gives_back = False
-        for _, fd in self._outbox:
-            if fd is not None:  # an idle connection that nobody can take any more
-                os.close(fd)
-        self._outbox.clear()
-        self._writable.stop()
         if self._server is None:
             os._exit(0)
         self._leave.set()
-
-    def _say(self, message: Message, fd: int | None = None) -> None:
-        """Send a message, in order; a descriptor that goes with it is closed here once it has left."""
-        self._outbox.append((message, fd))
-        if len(self._outbox) == 1:
-            self._flush()
-
-    def _flush(self) -> None:
-        while self._outbox:
-            message, fd = self._outbox[0]
-            try:
-                sent = self._channel.send(message, fd)
-            except ChannelClosed:
-                sent = True  # nobody listens any more
-            if not sent:
-                if not self._writable.active:
-                    self._writable.start(self._flush)
-                return
-            self._outbox.popleft()
-            if fd is not None:
-                os.close(fd)
-        self._writable.stop()
-
-    def _last_words(self, patience: float = LAST_WORDS) -> None:
-        end = time.monotonic() + patience
-        while self._outbox and time.monotonic() < end:
-            gevent.sleep(0.01)
 
     def _tick(self) -> None:
         """Once a second."""
@@ -367,7 +277,7 @@ class Worker:
             self._beat()
 
     def _beat(self) -> None:
-        self._say(Heartbeat(self._stats()))
+        self._wire.say(Heartbeat(self._stats()))
 
     def _stats(self) -> WorkerStats:
         server = self._server
@@ -406,7 +316,7 @@ class Worker:
         try:
             self._rss = int(os.read(fd, 128).split()[1]) * _PAGE
         finally:
-            os.close(fd)
+            posix.close(fd)
         return self._rss
 
     # -- signals ---------------------------------------------------------------------------------------------------
@@ -426,13 +336,17 @@ class Worker:
             self._end_now()
             return
         self._asked_to_leave = True
-        self._say(Draining("it got TERM"))
+        self._wire.say(Draining("it got TERM"))
 
     def _end_now(self) -> None:
         self._cut = True
         if self._server is not None:
             self._server.close()
         os._exit(0)
+
+
+def _serve_accepted(server: Server, index: int, fd: int, peer: Peer) -> None:
+    server.serve(fd, index, peer)
 
 
 def live_states() -> list[SharedState]:
@@ -458,27 +372,18 @@ def http_settings(config: Config, slot: int) -> HttpSettings:
     """The part of the configuration that concerns the HTTP engine."""
     return HttpSettings(
         limit_head=config.limit_head,
+        limit_fields=config.limit_fields,
         limit_body=config.limit_body,
         limit_concurrency=config.limit_concurrency,
         keep_alive=config.keep_alive,
+        head_timeout=config.head_timeout,
+        body_timeout=config.body_timeout,
+        write_timeout=config.write_timeout,
         request_timeout=config.request_timeout,
         forwarded_allow_ips=config.forwarded_allow_ips,
+        forwarded_headers=config.forwarded_headers,
+        proxy_protocol=config.proxy_protocol,
         access_log=access_logger.info if config.access_log else None,
         access_log_format=config.log_format,
         expose_worker=str(slot) if config.expose_worker else None,
     )
-
-
-def proxied_as_text(proxied: Proxied | None) -> str:
-    """What PROXY protocol said of a client, as the message carries it: "" nothing, "-" the proxy itself, HOST PORT."""
-    if proxied is None:
-        return ""
-    return "-" if proxied.client is None else f"{proxied.client[0]} {proxied.client[1]}"
-
-
-def proxied_from(text: str) -> Proxied | None:
-    """The reverse of `proxied_as_text`."""
-    if not text:
-        return None
-    host, _, port = text.partition(" ")
-    return Proxied((host, int(port)) if port else None)

@@ -1,7 +1,7 @@
 """The workers of a cluster: started, listened to, sent away and reaped, as `supervision` decides.
 
 It knows how (fork, signal, tell, reap); which and when comes from the pure functions of `supervision` and `recycling`.
-What a worker says is handled here too, by a table of message types.
+What a worker says is handled in `hearing`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,12 @@ from sharedcluster.cluster import events, recycling, supervision
 from sharedcluster.cluster.board import Board
 from sharedcluster.cluster.forking import WorkerContext
 from sharedcluster.cluster.hand_off import HandOff
+from sharedcluster.cluster.hearing import ROUTINE, hear
 from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
-from sharedcluster.cluster.messages import (
-    Accepted,
-    Connection,
-    Drain,
-    Draining,
-    GivenBack,
-    Heartbeat,
-    Listening,
-    LoadFailed,
-    Message,
-    Online,
-    Rebalance,
-    ReopenLogs,
-    Returned,
-)
+from sharedcluster.cluster.messages import Drain, Message, Rebalance, ReopenLogs
 from sharedcluster.cluster.molds import Nursery
-from sharedcluster.cluster.supervision import Crashes, Desired
+from sharedcluster.cluster.slots import Slots
+from sharedcluster.cluster.supervision import Desired
 from sharedcluster.cluster.worker_handle import ExitReason, WorkerHandle, WorkerState
 from sharedcluster.config import Config
 from sharedcluster.log import logger
@@ -49,7 +37,6 @@ REBALANCE_INTERVAL: Final = 5.0
 SPAWN_RETRY: Final = 1.0
 PAUSE: Final = 2.0
 """Seconds between two turns of the primary's loop that mean it was paused; it never sleeps longer than one."""
-_ROUTINE: Final = frozenset((Accepted, Returned, GivenBack, Heartbeat))
 _STRAY_MEMORY: Final = 5.0
 """Seconds for which a reaped stranger is remembered: longer than a mold takes to tell whom it forked, shorter than
 the kernel takes to use a process id again."""
@@ -64,7 +51,6 @@ class Workforce:
         selector: The primary's; it watches the workers' channels.
         emitter: Told of fork, online, listening, drain, disconnect, exit, ready and reload.
         make_context: What a worker gets, by id, slot, generation, its end of the channel and its row.
-        keeps_trying: With `--reload` (development) the next save may mend it, so nobody gives up.
     """
 
     def __init__(
@@ -93,19 +79,18 @@ class Workforce:
         self.has_changed = True
         """Something has happened that may need a decision; connections that come and go do not."""
         self._config = config
-        self._hand_off = hand_off
+        self.hand_off = hand_off
         self._selector = selector
-        self._events = emitter
+        self.events = emitter
         self._make_context = make_context
         self._limits = recycling.Limits(
             config.max_requests, config.max_requests_jitter, config.max_memory, config.max_lifetime
         )
         # Slots and ids
-        self._crashes: dict[int, Crashes] = {}
-        self._restarts: dict[int, int] = {}
+        self._slots = Slots()
         self._last_id = 0
         self._last_generation = 1
-        self._ever_listened = False
+        self.ever_listened = False
         self._was_ready = False
         self._held_back: set[int] = set()
         self._strays: OrderedDict[int, tuple[float, int]] = OrderedDict()
@@ -125,13 +110,13 @@ class Workforce:
         self._forgive_a_pause(workers, now)
         self._read_on()
         self.nursery.look(now)
-        for worker in workers:
-            if worker.slot in self._crashes:
-                self._crashes[worker.slot] = supervision.forgiven(self._crashes[worker.slot], worker, now)
+        self._slots.forgive(workers, now)
         if not self.is_leaving:
             self._recycle(workers, now)
             self._rebalance(workers, now)
-        actions = supervision.reconcile(self.desired, workers, self._crashes, now, ever_listened=self._ever_listened)
+        actions = supervision.reconcile(
+            self.desired, workers, self._slots.crashes, now, ever_listened=self.ever_listened
+        )
         for action in actions:
             self._ACTIONS[type(action)](self, action)
         self._look_if_ready(now)
@@ -165,7 +150,7 @@ class Workforce:
         ready = sum(w.state is WorkerState.LISTENING for w in self.workers.values())
         if not self._was_ready and ready >= self.desired.workers:
             self._was_ready = True
-            self._events.emit(events.READY, ready)
+            self.events.emit(events.READY, ready)
 
     def _recycle(self, workers: list[WorkerHandle], now: float) -> None:
         if not self.is_reloading and (found := recycling.due(workers, self._limits, now)):
@@ -191,8 +176,7 @@ class Workforce:
         except OSError as error:
             # Out of descriptors, processes or memory. What serves goes on serving, and this is tried again.
             logger.error("cannot start a worker: %s; trying again in %g s", error.strerror, SPAWN_RETRY)
-            record = self._crashes.get(action.slot, Crashes())
-            self._crashes[action.slot] = replace(record, respawn_at=time.monotonic() + SPAWN_RETRY)
+            self._slots.delay(action.slot, time.monotonic() + SPAWN_RETRY)
 
     def _start(self, action: supervision.Spawn) -> None:
         ours, theirs = MessageSocket.pair()
@@ -211,11 +195,11 @@ class Workforce:
         self._last_id += 1
         worker = WorkerHandle(
             context.id, action.slot, action.generation, pid, ours, row, time.monotonic(),
-            restarts=self._restarts.get(action.slot, 0),
+            restarts=self._slots.restarts(action.slot),
         )  # fmt: skip
         self.workers[worker.id] = worker
         self._selector.register(ours, selectors.EVENT_READ, lambda _mask: self._on_readable(worker))
-        self._events.emit(events.FORK, worker)
+        self.events.emit(events.FORK, worker)
 
     def forked(self, id: int, pid: int) -> None:
         """A mold has forked worker `id`; it may have died, and been reaped as a stranger, before we heard of it."""
@@ -232,10 +216,10 @@ class Workforce:
         logger.debug("worker %d drains: %s", worker.id, action.reason)
 
     def _start_drain(self, worker: WorkerHandle, deadline: float) -> None:
-        self._hand_off.leave(worker)
+        self.hand_off.leave(worker)
         worker.state = WorkerState.DRAINING
         worker.deadline = deadline
-        self._events.emit(events.DRAIN, worker)
+        self.events.emit(events.DRAIN, worker)
 
     def _dump(self, action: supervision.Dump) -> None:
         _signal(action.worker, signal.SIGUSR2)
@@ -243,7 +227,7 @@ class Workforce:
     def _terminate(self, action: supervision.Terminate) -> None:
         worker = action.worker
         worker.terminated_at = time.monotonic()
-        self._hand_off.leave(worker)
+        self.hand_off.leave(worker)
         if not worker.asked_to_leave or worker.stats.in_flight:
             self._warn(worker, "TERM", action.reason)
         if not worker.pid:  # the mold that was asked for it has not answered
@@ -279,7 +263,7 @@ class Workforce:
         if self.is_reloading:
             self._reload_again = True
             return
-        self._crashes.clear()
+        self._slots.crashes.clear()
         self._last_generation += 1
         self.desired = replace(self.desired, generation=self._last_generation)
         logger.info("reloading %d workers: generation %d", self.desired.workers, self.desired.generation)
@@ -288,7 +272,7 @@ class Workforce:
         self.desired = replace(self.desired, serving_generation=self.desired.generation)
         self.counters["reloads"] += 1
         self.nursery.retire(self.desired.generation)
-        self._events.emit(events.RELOAD, self.desired.generation)
+        self.events.emit(events.RELOAD, self.desired.generation)
         if self._reload_again:
             # Those who asked during a reload meant the code they had just written: the next one answers.
             self._reload_again = False
@@ -305,7 +289,7 @@ class Workforce:
         logger.error("reload stopped: %s; the old workers keep serving\n%s", what, trace)
         failed = self.desired.generation
         self.desired = replace(self.desired, generation=self.desired.serving_generation)
-        self._crashes.clear()
+        self._slots.crashes.clear()
         self.nursery.retire(self.desired.serving_generation)
         for worker in self.workers.values():
             if worker.generation == failed and worker.state is not WorkerState.DRAINING:
@@ -322,7 +306,7 @@ class Workforce:
             self.abandon_reload(what, trace)
         else:
             logger.error("%s\n%s", what, trace)
-            self.gave_up = what if not self._ever_listened else ""
+            self.gave_up = what if not self.ever_listened else ""
 
     def _reload_ended(self, failure: str) -> None:
         observers, self._reload_observers = self._reload_observers, []
@@ -350,7 +334,7 @@ class Workforce:
     def reset_counters(self) -> None:
         """Set what the primary counts to zero; what workers count of themselves goes on."""
         self.counters.update(dict.fromkeys(self.counters, 0))
-        self._restarts.clear()
+        self._slots.forget_restarts()
         for worker in self.workers.values():
             worker.restarts = 0
 
@@ -375,7 +359,7 @@ class Workforce:
 
     def _read(self, worker: WorkerHandle, most: int = MESSAGES_PER_TURN) -> None:
         for _ in range(most):
-            if worker.state is WorkerState.DRAINING and not self._hand_off.has_room:
+            if worker.state is WorkerState.DRAINING and not self.hand_off.has_room:
                 self._hold_back(worker)
                 return
             try:
@@ -389,13 +373,9 @@ class Workforce:
             if received is None:
                 return
             message, fd = received
-            handler = self._HANDLERS.get(type(message))
-            if type(message) not in _ROUTINE:
+            if type(message) not in ROUTINE:
                 self.has_changed = True
-            if handler is None:
-                logger.error("worker %d sent a message that is not for the primary: %r", worker.id, message)
-            else:
-                handler(self, worker, message, fd)
+            hear(self, worker, message, fd)
 
     def _hold_back(self, worker: WorkerHandle) -> None:
         """It gives back faster than others take: what it sends waits in its channel, where it costs no descriptor."""
@@ -406,7 +386,7 @@ class Workforce:
     def _read_on(self) -> None:
         """Hear those again that were held back."""
         for id in tuple(self._held_back):
-            if not self._hand_off.has_room:
+            if not self.hand_off.has_room:
                 return
             self._held_back.discard(id)
             worker = self.workers[id]
@@ -418,90 +398,10 @@ class Workforce:
 
     def _disconnected(self, worker: WorkerHandle) -> None:
         worker.is_disconnected = True
-        self._hand_off.leave(worker)
+        self.hand_off.leave(worker)
         with suppress(KeyError):
             self._selector.unregister(worker.channel)
-            self._events.emit(events.DISCONNECT, worker)
-
-    def _on_accepted(self, worker: WorkerHandle, message: Accepted, _fd: int | None) -> None:
-        worker.acknowledged(message.seq)
-
-    def _on_returned(self, worker: WorkerHandle, message: Returned, _fd: int | None) -> None:
-        self.counters["redispatched"] += 1
-        self._hand_off.take_back([worker.returned(message.seq)])
-        self._hand_off.rest(worker, time.monotonic())
-
-    def _on_given_back(self, worker: WorkerHandle, message: GivenBack, fd: int | None) -> None:
-        if fd is None:
-            logger.error("worker %d gave a connection back and its descriptor did not arrive", worker.id)
-            return
-        connection = Connection(fd, message.listener, message.peer, message.proxied)
-        worker.given_back += 1
-        if self.is_leaving:
-            self._entrust(connection)
-            return
-        self.counters["migrated"] += 1
-        self._hand_off.give(connection)
-
-    def _entrust(self, connection: Connection) -> None:
-        """The stop overtook it on its way: a worker that drains answers the request that may be in it, and closes."""
-        for worker in self.workers.values():
-            if worker.state is WorkerState.DRAINING and not worker.given_back and not worker.terminated_at:
-                with suppress(ChannelClosed):
-                    if worker.hand_off(connection):
-                        return
-        os.close(connection.fd)
-
-    def _on_online(self, worker: WorkerHandle, message: Online, _fd: int | None) -> None:
-        worker.pid = message.pid
-        if worker.state is WorkerState.FORKED:
-            worker.state = WorkerState.ONLINE
-        self._events.emit(events.ONLINE, worker)
-
-    def _on_listening(self, worker: WorkerHandle, message: Listening, _fd: int | None) -> None:
-        now = time.monotonic()
-        worker.heartbeat_at = worker.listening_at = now
-        worker.secret = message.secret
-        if worker.state is WorkerState.DRAINING:
-            return  # it was told to leave while it was loading
-        worker.state = WorkerState.LISTENING
-        self._ever_listened = True
-        self._hand_off.enter(worker)
-        self._compare_secrets(worker)
-        self._events.emit(events.LISTENING, worker)
-
-    def _on_load_failed(self, worker: WorkerHandle, message: LoadFailed, _fd: int | None) -> None:
-        worker.load_failure = (message.what, message.traceback)
-
-    def _on_heartbeat(self, worker: WorkerHandle, message: Heartbeat, _fd: int | None) -> None:
-        worker.heard(message.stats, time.monotonic())
-
-    def _on_draining(self, worker: WorkerHandle, message: Draining, _fd: int | None) -> None:
-        """It wants to leave (a TERM by hand): it goes on serving until its replacement is there, like any other."""
-        if worker.state is WorkerState.LISTENING and not worker.retiring and not self.is_leaving:
-            self.retire(worker, message.reason)
-
-    _HANDLERS: Final[dict[type[Message], Callable[[Any, WorkerHandle, Any, int | None], None]]] = {
-        Accepted: _on_accepted,
-        Returned: _on_returned,
-        GivenBack: _on_given_back,
-        Online: _on_online,
-        Listening: _on_listening,
-        LoadFailed: _on_load_failed,
-        Heartbeat: _on_heartbeat,
-        Draining: _on_draining,
-    }
-
-    def _compare_secrets(self, newcomer: WorkerHandle) -> None:
-        for other in self.workers.values():
-            if other.generation == newcomer.generation and other.secret and other.secret != newcomer.secret:
-                logger.error(
-                    "Workers have different SECRET_KEY values (worker %d: %s, worker %d: %s).\n"
-                    "It is probably made anew at each import (os.urandom, secrets.token_hex). Sessions will be lost "
-                    "between workers.\nSet one value for all of them, in the environment or in the configuration.",
-                    other.id, other.secret, newcomer.id, newcomer.secret or "none",
-                )  # fmt: skip
-                return
+            self.events.emit(events.DISCONNECT, worker)
 
     # -- the end of a worker ---------------------------------------------------------------------------------------
 
@@ -533,7 +433,7 @@ class Workforce:
         self.board.give_back(worker.row)
         orphans = worker.take_back()
         self.counters["redispatched"] += len(orphans)
-        self._hand_off.take_back(orphans)
+        self.hand_off.take_back(orphans)
         self.counters["requests"] += worker.stats.requests
         for name, count in worker.stats.counters.items():
             self.counters[name] = self.counters.get(name, 0) + count
@@ -543,7 +443,7 @@ class Workforce:
             asked=worker.asked_to_leave,
             out_of_memory=self._was_out_of_memory(status),
         )
-        self._events.emit(events.EXIT, worker, reason)
+        self.events.emit(events.EXIT, worker, reason)
         if reason.code in self._config.stop_exit_codes and not worker.asked_to_leave:
             self._leave_empty(worker)
         elif not (worker.asked_to_leave or self.is_leaving):
@@ -556,9 +456,7 @@ class Workforce:
         self.desired = replace(self.desired, workers=left) if left else replace(self.desired, stopping=True)
 
     def _crashed(self, worker: WorkerHandle) -> None:
-        record = self._crashes.get(worker.slot, Crashes())
-        self._crashes[worker.slot] = supervision.after_exit(record, worker, time.monotonic())
-        self._restarts[worker.slot] = self._restarts.get(worker.slot, 0) + 1
+        self._slots.crashed(worker, time.monotonic())
         self.counters["restarts"] += 1
         if self.is_reloading and worker.generation == self.desired.generation and worker.listening_at is None:
             self._abandon(supervision.AbandonReload(worker))

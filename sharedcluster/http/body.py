@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sharedcluster.http import policy
 from sharedcluster.http.chunked import ChunkedDecoder
 from sharedcluster.http.policy import Refused, Rule
+from sharedcluster.http.settings import HttpSettings
 
 if TYPE_CHECKING:
     from sharedcluster.http.connection import Connection
@@ -47,43 +48,73 @@ class EmptyInput(io.RawIOBase):
         """Stay open for the next request."""
 
 
+class IncomingBody:
+    """The framing of one body: turns bytes of the wire into bytes of the body until it is whole."""
+
+    __slots__ = ("_decoder", "_left", "_limit", "_taken", "rest")
+
+    def __init__(self, length: int, settings: HttpSettings) -> None:
+        self._decoder = ChunkedDecoder(settings.limit_head, settings.limit_fields) if length < 0 else None
+        self._left = length
+        self._limit = settings.limit_body
+        self._taken = 0
+        self.rest = b""
+        """What followed the end of the body."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the end has been seen."""
+        return self._left == 0 if self._decoder is None else self._decoder.done
+
+    @property
+    def unread(self) -> int | None:
+        """Bytes still to come; None where only the client knows."""
+        if self._decoder is not None:
+            return 0 if self._decoder.done else None
+        return self._left
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes from the wire, return those of the body.
+
+        Raises:
+            Refused: They break the coding, or are more than limit_body.
+        """
+        if self._decoder is None:
+            piece, self.rest = data[: self._left], data[self._left :]
+            self._left -= len(piece)
+            return piece
+        piece = self._decoder.feed(data)
+        self.rest = self._decoder.rest
+        self._taken += len(piece)
+        if self._limit and self._taken > self._limit:
+            raise Refused(policy.BODY_TOO_LARGE)
+        return piece
+
+
 class BodyStream(io.RawIOBase):
     """A body that is read from its connection as the application reads it.
 
+    The application gets it behind an `io.BufferedReader`, which has the whole file interface and whose `read(n)` does
+    not return before it has n bytes or the end.
+
     Args:
         connection: Where the bytes come from.
-        left: Bytes still to come, for a body with a Content-Length.
-        decoder: For a chunked one.
-        ready: Body bytes that have been read (and decoded) already.
-        limit: `limit_body` of the settings.
+        body: The framing of what is still to come.
+        ready: Body bytes that have been read already.
         asks: Whether the client waits for 100 Continue.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        left: int,
-        decoder: ChunkedDecoder | None,
-        ready: bytes,
-        limit: int,
-        *,
-        asks: bool,
-    ) -> None:
+    def __init__(self, connection: Connection, body: IncomingBody, ready: bytes, *, asks: bool) -> None:
         self._connection = connection
-        self._left = left - len(ready)
-        self._decoder = decoder
+        self._body = body
         self._ready = ready
-        self._taken = len(ready)
-        self._limit = limit
         self._asks = asks
         self.failure: Refused | None = None
 
     @property
     def unread(self) -> int | None:
         """Bytes that have not been taken from the socket; None where only the client knows."""
-        if self._decoder is not None:
-            return 0 if self._decoder.done else None
-        return None if self._asks and self._left else self._left
+        return None if self._asks else self._body.unread
 
     @property
     def is_nearly_read(self) -> bool:
@@ -118,27 +149,17 @@ class BodyStream(io.RawIOBase):
             raise BodyError(refused.rule, refused.detail) from None
 
     def _take(self) -> bytes:
-        decoder = self._decoder
-        while decoder is None or not decoder.done:
-            if decoder is None and not self._left:
-                return b""
+        body = self._body
+        while not body.is_whole:
             if self._asks:
                 self._asks = False
                 self._connection.send(CONTINUE)
             data = self._connection.pull()
             if not data:
                 raise Refused(policy.BODY_CUT)
-            if decoder is None:
-                piece, rest = data[: self._left], data[self._left :]
-                self._left -= len(piece)
-            else:
-                piece = decoder.feed(data)
-                rest = decoder.rest
-            if rest:
-                self._connection.push_back(rest)
-            self._taken += len(piece)
-            if self._limit and self._taken > self._limit:
-                raise Refused(policy.BODY_TOO_LARGE)
+            piece = body.feed(data)
+            if body.rest:
+                self._connection.push_back(body.rest)
             if piece:
                 return piece
         return b""

@@ -22,16 +22,14 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
-import httptools
-
 from sharedcluster.http import policy
-from sharedcluster.http.body import BodyStream
-from sharedcluster.http.chunked import ChunkedDecoder
+from sharedcluster.http.body import BodyStream, IncomingBody
 from sharedcluster.http.exchange import Exchange
 from sharedcluster.http.policy import Refused
-from sharedcluster.http.request import CHUNKED, Head, HeadReader
+from sharedcluster.http.request import Head, HeadReader, PartialHead
 from sharedcluster.http.response import refusal
 from sharedcluster.http.settings import Environ, Proxied, ReleasedConnection
 from sharedcluster.http.transport import NEVER, ClientGone, Transport, os_close
@@ -53,14 +51,15 @@ class Connection(Transport):
     """A connection and the state of its current message."""
 
     __slots__ = (
+        "_body",
         "_buffer",
-        "_decoder",
         "_early",
         "_exchange",
         "_head",
         "_is_at_end",
         "_is_opening",
         "_last_bytes",
+        "_last_fields",
         "_last_head",
         "_lingered",
         "_taken",
@@ -90,13 +89,14 @@ class Connection(Transport):
         self.template = template
         self.reader = reader
         self._last_bytes: bytes | None = None
+        self._last_fields: bytes | None = None
         self._last_head: Head | None = None
         # For the current message.
         self.phase = IDLE
         self._buffer = b""
         self._head: Head | None = None
-        self._decoder: ChunkedDecoder | None = None
-        self._early: Any = None
+        self._body: IncomingBody | None = None
+        self._early: PartialHead | None = None
         self._exchange: Exchange | None = None
         self._taken: Any = None
         self._is_at_end = False
@@ -132,6 +132,8 @@ class Connection(Transport):
                 # The same bytes again, as a client that polls sends them, mean the same request again.
                 if data == self._last_bytes:
                     self._serve(self._last_head, None)  # type: ignore[arg-type]  # set together with _last_bytes
+                elif self._last_fields is not None and data.endswith(self._last_fields):
+                    self._read_line(data)
                 else:
                     self._read_head(data)
             else:
@@ -143,6 +145,16 @@ class Connection(Transport):
         except Exception:
             log.exception("[BUG] a connection is cut")
             self.close()
+
+    def _read_line(self, data: bytes) -> None:
+        """The fields are those of the last request, so only the request line has to be read."""
+        head = self.reader.read_line(data, self._last_fields, self._last_head)  # type: ignore[arg-type]  # as above
+        if head is None:
+            self._read_head(data)
+        else:
+            self._last_bytes = data
+            self._last_head = head
+            self._serve(head, None)
 
     def _on_other(self, data: bytes) -> None:
         """Bytes in any state but between two messages, or the end in any state."""
@@ -200,6 +212,7 @@ class Connection(Transport):
         else:
             if is_all:
                 self._last_bytes = data
+                self._last_fields = data[data.index(b"\r\n") :]
                 self._last_head = head
             self._serve(head, None)
 
@@ -213,98 +226,60 @@ class Connection(Transport):
                 raise Refused(policy.LEADING_LINES)
             if len(data) > 2:
                 return False
-        settings = self.server.settings
-        if len(data) > settings.limit_head:
-            raise Refused(policy.HEAD_TOO_LARGE)
-        if len(data) > settings.limit_line and b"\r\n" not in data:
-            raise Refused(policy.LINE_TOO_LONG if b" " in data[:33] else policy.REQUEST_LINE)
-        self._look_early(data, seen)
+        if self._early is None:
+            self._early = PartialHead(self.reader)
+            seen = 0
+        self._early.look(data, seen)
         self._buffer = data
         if self.phase != HEAD:
             self.phase = HEAD
-            self.expire_in(settings.head_timeout)
+            self.expire_in(self.server.settings.head_timeout)
         return True
-
-    def _look_early(self, data: bytes, seen: int) -> None:
-        """Refuse at once what llhttp finds wrong; a lone LF would else make its sender wait for the timeout."""
-        if self._early is None:
-            self._early = httptools.HttpRequestParser(self)
-            seen = 0
-        try:
-            self._early.feed_data(data[seen:])
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._early = None
-            if b"\n" in data or not chr(data[0]).isalpha():
-                raise self.reader.explain(data, str(error)) from None
 
     def _begin_body(self, head: Head) -> None:
         """A body follows, or an upgrade. Read it first if it is small and the client sends it unasked."""
         settings = self.server.settings
-        ready, self._buffer = self._buffer, b""
         if head.upgrade and not head.length:
-            self._buffer = ready
             self._serve(head, None)
             return
+        self._head = head
         if settings.limit_body and head.length > settings.limit_body:
             self.refuse(Refused(policy.BODY_TOO_LARGE))
             return
-        self._decoder = None
-        if head.length == CHUNKED:
-            self._decoder = ChunkedDecoder(settings.limit_head, settings.limit_fields)
-        self._head = head
+        ready, self._buffer = self._buffer, b""
+        self._body = IncomingBody(head.length, settings)
         self.phase = BODY
-        if head.length > settings.buffer_body or (head.expects_continue and not ready):
-            self._stream_body(ready)
+        if head.expects_continue and not ready:
+            self._stream_body(head, asks=True)
         else:
             self.expire_in(settings.body_timeout)
-            self._read_body(ready, is_first=True)
+            self._read_body(ready)
 
-    def _read_body(self, data: bytes, *, is_first: bool = False) -> None:
+    def _read_body(self, data: bytes) -> None:
         """Take a piece of a body that is read before the application runs."""
-        head = self._head
+        head, body = self._head, self._body
         assert head is not None
-        if not is_first:
-            self.expiry = self.server.wheel.now + self.server.settings.body_timeout
+        assert body is not None
         settings = self.server.settings
-        if self._decoder is None:
-            body = self._buffer + data
-            if len(body) < head.length:
-                self._buffer = body
-                return
-            self._buffer = body[head.length :]
-            self._serve(head, io.BytesIO(body[: head.length]))
-            return
+        self.expiry = self.server.wheel.now + settings.body_timeout if settings.body_timeout else NEVER
         try:
-            self._buffer += self._decoder.feed(data)
-            if settings.limit_body and len(self._buffer) > settings.limit_body:
-                raise Refused(policy.BODY_TOO_LARGE)  # noqa: TRY301 - answered like what the decoder raises
+            self._buffer += body.feed(data)
         except Refused as refused:
             self.refuse(refused)
             return
-        if self._decoder.done:
-            body, self._buffer = self._buffer, self._decoder.rest
-            self._serve(head, io.BytesIO(body))
-        elif len(self._buffer) > settings.buffer_body:
-            body, self._buffer = self._buffer, b""
-            self._stream_body(body)
+        if body.is_whole:
+            whole, self._buffer = self._buffer, body.rest
+            self._serve(head, io.BytesIO(whole))
+        elif max(head.length, len(self._buffer)) > settings.buffer_body:
+            self._stream_body(head, asks=False)
 
-    def _stream_body(self, ready: bytes) -> None:
+    def _stream_body(self, head: Head, *, asks: bool) -> None:
         """Let the application read the body itself; the loop keeps its hands off the socket meanwhile."""
-        head = self._head
-        assert head is not None
+        assert self._body is not None
         self.unwatch()
         self._is_held = True
-        if self._decoder is None:
-            ready, self._buffer = ready[: head.length], ready[head.length :]
-        stream = BodyStream(
-            self,
-            head.length,
-            self._decoder,
-            ready,
-            self.server.settings.limit_body,
-            asks=head.expects_continue and not ready,
-        )
-        self._serve(head, stream)
+        ready, self._buffer = self._buffer, b""
+        self._serve(head, BodyStream(self, self._body, ready, asks=asks))
 
     # Serving.
 
@@ -329,7 +304,7 @@ class Connection(Transport):
         """The exchange is over (called in its greenlet): be idle again, or end."""
         server = self.server
         server.count(exchange)
-        self._exchange = self._head = None
+        self._exchange = self._head = self._body = None
         self._is_held = self._is_opening or self._is_at_end
         if self.phase != SERVING:  # lost, refused or taken over meanwhile
             if self.phase == LINGERING:
@@ -467,6 +442,8 @@ class Connection(Transport):
     def cut(self) -> None:
         """Close now, and end the application's work on it."""
         exchange = self._exchange
+        if exchange is not None and self.phase == SERVING:
+            log.warning("cut after %.1f s: %s", time.monotonic() - exchange.started_at, exchange.describe())
         self.close()
         if exchange is not None:
             self.server.loop.run_callback(exchange.end, None)
@@ -554,6 +531,6 @@ class Connection(Transport):
         fd = self.detach()
         self.expiry = NEVER
         self._buffer = b""
-        self._last_bytes = self._last_head = self._early = self._taken = None
+        self._last_bytes = self._last_fields = self._last_head = self._early = self._taken = None
         self.server.forget(self)
         return fd

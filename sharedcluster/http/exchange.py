@@ -7,6 +7,7 @@ closed whatever happens, also when the client leaves.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
@@ -105,9 +106,9 @@ class Exchange:
         server = connection.server
         environ = head.environ.copy()
         if self.input is not None:
-            environ["wsgi.input"] = self.input
+            environ["wsgi.input"] = io.BufferedReader(self.input) if type(self.input) is BodyStream else self.input
         elif head.upgrade:
-            environ["werkzeug.socket"] = UpgradeSocket(connection)
+            environ["werkzeug.socket"] = self.input = UpgradeSocket(connection)
         if server.access_log is not None:
             environ["sharedcluster.request_id"] = self.request_id = request_id(environ)
         try:
@@ -123,6 +124,8 @@ class Exchange:
         except BaseException as error:
             self._fail(error, environ)
         del environ
+        if type(self.input) is UpgradeSocket:
+            self.input.retire()
         connection.finish(self)
         return not self.is_over
 

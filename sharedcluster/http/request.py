@@ -15,6 +15,7 @@ Laws:
 from __future__ import annotations
 
 import re
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -116,6 +117,32 @@ class HeadReader:
             self._renew()
             raise
 
+    def read_line(self, data: bytes, fields: bytes, last: Head) -> Head | None:
+        """Read a head whose end, from the first CRLF on, is that of `last`: a client mostly repeats its fields.
+
+        They have been judged, and nothing in a field depends on the request line (an absolute target, of which Host
+        could differ, is not read here). Returns None where the whole head must be judged.
+        """
+        if len(data) > self._limit_head or len(data) - len(fields) > self._limit_line:
+            return None
+        parts = data[: -len(fields)].decode("latin-1").split(" ")
+        before = last.environ
+        if len(parts) != 3 or parts[2] != before["SERVER_PROTOCOL"] or parts[0] not in policy.METHODS:
+            return None
+        method, target, _ = parts
+        if target[:1] != "/" or not is_target(target) or "%" in target:
+            return None
+        environ = before.copy()
+        environ["REQUEST_METHOD"] = method
+        environ["REQUEST_URI"] = environ["RAW_URI"] = target
+        environ["PATH_INFO"], _, environ["QUERY_STRING"] = target.partition("?")
+        head = Head(environ, 0)
+        head.is_http10 = last.is_http10
+        head.keep_alive = last.keep_alive
+        if head.is_head is last.is_head:
+            head.last_response = last.last_response
+        return head
+
     def _judge_anew(self, head: bytes) -> None:
         """Let a fresh parser judge what the shared one refused: it may have thought its connection closed."""
         self._renew()
@@ -158,7 +185,7 @@ class HeadReader:
         if len(parts) != 3 or parts[2] not in VERSIONS or parts[0] not in policy.METHODS or not parts[1]:
             raise explain_request_line(line)
         method, target, version = parts
-        if "#" in target or "\\" in target or not target.isascii() or not target.isprintable():
+        if not is_target(target):
             raise Refused(policy.TARGET_BYTES)
         environ["REQUEST_METHOD"] = method
         environ["SERVER_PROTOCOL"] = version
@@ -278,6 +305,13 @@ class HeadReader:
             raise Refused(policy.LENGTH_BAD, digits)
         return int(digits)
 
+    def limit(self, data: bytes) -> None:
+        """Refuse a beginning that is longer than a whole may be."""
+        if len(data) > self._limit_head:
+            raise Refused(policy.HEAD_TOO_LARGE)
+        if len(data) > self._limit_line and b"\r\n" not in data:
+            raise Refused(policy.LINE_TOO_LONG if b" " in data[:33] else policy.REQUEST_LINE)
+
     def explain(self, data: bytes, reason: str) -> Refused:
         """Why llhttp refused `data`, a head or the beginning of one: the rule with the most telling status."""
         lines = data.decode("latin-1").split("\r\n")
@@ -291,6 +325,39 @@ class HeadReader:
             if value.lower() != "chunked" and value.isprintable():
                 return refuse_coding(value)
         return Refused(policy.SYNTAX, reason)
+
+
+class PartialHead:
+    """A head whose end has not come. What is wrong with it is said at once, not when its time is up."""
+
+    __slots__ = ("_parser", "_reader")
+
+    def __init__(self, reader: HeadReader) -> None:
+        self._reader = reader
+        self._parser: Any = None
+
+    def look(self, data: bytes, seen: int) -> None:
+        """`data` is all of it so far, the first `seen` bytes of which have been looked at before.
+
+        Raises:
+            Refused: It can no longer become a head.
+        """
+        self._reader.limit(data)
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
+            seen = 0
+        try:
+            self._parser.feed_data(data[seen:])
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._parser = None
+            # Before the end of the request line the rule, and so the status, may not be known yet.
+            if b"\n" in data or not chr(data[0]).isalpha():
+                raise self._reader.explain(data, str(error)) from None
+
+
+def is_target(target: str) -> bool:
+    """Whether all of it may stand in a request target: printable ASCII without `#` and backslash."""
+    return target.isascii() and target.isprintable() and "#" not in target and "\\" not in target
 
 
 def explain_request_line(line: str) -> Refused:

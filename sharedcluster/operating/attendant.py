@@ -49,6 +49,7 @@ RESET: Final = signal.SIGALRM
 HOPELESS_CODES: Final = (2, 3)
 """Exit codes that starting again does not mend: the settings are wrong, or the application does not work."""
 WATCH_INTERVAL: Final = 0.5
+LAST_DEATH: Final = "last worker that died"
 
 
 class Attendant:
@@ -202,7 +203,7 @@ class Attendant:
         elif "failure" in fact:
             self._change(failure=fact["failure"])
         elif "died" in fact:
-            self._change(notes={**self._state.notes, "last worker that died": fact["died"]})
+            self._change(notes={**self._state.notes, LAST_DEATH: fact["died"]})
 
     def _on_signals(self) -> None:
         with suppress(BlockingIOError):
@@ -261,8 +262,7 @@ class Attendant:
         if code == 0 or self._stopping:
             self._change(state="stopped", failure="" if code == 0 else self._state.failure)
         elif not self._was_ready or code in HOPELESS_CODES or self._crashes > CRASH_BUDGET:
-            failure = self._state.failure or f"The primary {how} before it was ready."
-            self._change(state="errored", failure=failure)
+            self._change(state="errored", failure=self._state.failure or self._reason(code, how))
         elif not self._spec.upkeep.autorestart:
             self._change(state="errored", failure=f"The primary was {how}, and autorestart is off.")
         else:
@@ -270,6 +270,13 @@ class Attendant:
             self._start_at = time.monotonic() + delay
             logger.error("the primary was %s: starting it again in %.1f s", how, delay)
             self._change(state="restarting")
+
+    def _reason(self, code: int, how: str) -> str:
+        """Why it is errored, where no traceback of the application's is known."""
+        if not self._was_ready:
+            return f"The primary {how} before it was ready."
+        last = self._state.notes.get(LAST_DEATH, "")
+        return f"Its workers kept dying; the last one: {last}." if code == 3 and last else f"The primary {how}."
 
     # -- what others see -------------------------------------------------------------------------------------------
 

@@ -75,8 +75,7 @@ def _tail(path: str, count: int, wanted: Callable[[Line], bool]) -> Iterator[Lin
     stream = stream_of(path)
     for each in [Path(path), *reversed(rotated_files(path))]:
         try:
-            lines = _backwards_gz(each) if each.suffix == ".gz" else _backwards(each)
-            for raw in lines:
+            for raw in _newest_first(each):
                 if count <= 0:
                     return
                 line = parse(raw, stream)
@@ -87,29 +86,42 @@ def _tail(path: str, count: int, wanted: Callable[[Line], bool]) -> Iterator[Lin
             continue
 
 
-def _backwards(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        position = size = file.seek(0, os.SEEK_END)
-        rest = b""
-        is_end = True
-        while position > 0:
-            step = min(CHUNK, position)
-            position -= step
-            file.seek(position)
-            rest = file.read(step) + rest
-            if is_end:
-                rest, is_end = rest.removesuffix(b"\n"), False
-            first, *complete = rest.split(b"\n")
-            for raw in reversed(complete):
-                yield raw.decode("utf-8", "replace")
-            rest = first
-        if size:
-            yield rest.decode("utf-8", "replace")
+def _newest_first(path: Path) -> Iterator[str]:
+    """The lines of a file, which may be compressed between our finding and our opening it."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        path = path.with_name(path.name + ".gz")
+        file = path.open("rb")
+    with file:
+        if path.suffix == ".gz":
+            yield from _backwards_gz(file)
+        else:
+            yield from _backwards(file)
 
 
-def _backwards_gz(path: Path) -> Iterator[str]:
-    with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
-        lines = [line.removesuffix("\n") for line in file]
+def _backwards(file: BinaryIO) -> Iterator[str]:
+    position = size = file.seek(0, os.SEEK_END)
+    rest = b""
+    is_end = True
+    while position > 0:
+        step = min(CHUNK, position)
+        position -= step
+        file.seek(position)
+        rest = file.read(step) + rest
+        if is_end:
+            rest, is_end = rest.removesuffix(b"\n"), False
+        first, *complete = rest.split(b"\n")
+        for raw in reversed(complete):
+            yield raw.decode("utf-8", "replace")
+        rest = first
+    if size:
+        yield rest.decode("utf-8", "replace")
+
+
+def _backwards_gz(file: BinaryIO) -> Iterator[str]:
+    with gzip.open(file, "rt", encoding="utf-8", errors="replace") as text:
+        lines = [line.removesuffix("\n") for line in text]
     return reversed(lines)
 
 
@@ -143,7 +155,8 @@ class Follower:
             # Open for as long as the follower needs it.
             file = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115
         except FileNotFoundError:
-            return None
+            # It was compressed just now; or there is none.
+            return None if path.suffix == ".gz" else self._open(path.with_name(path.name + ".gz"))
         return _Open(file, os.fstat(file.fileno()).st_ino)  # type: ignore[arg-type]  # gzip's file reads bytes too
 
     def lines(self) -> list[Line]:

@@ -184,9 +184,20 @@ class AppSpec:
         Args:
             logs: The folder for log files that are not named.
         """
-        return configuration.resolve(
-            self._with_files(logs), os.environ, dotenv=read_dotenv(), section=Section(self.settings, self.where)
-        )
+        dotenv = read_dotenv()
+        section = Section(self.settings, self.where)
+        return configuration.resolve(self._with_files(logs), self._own_environment(), dotenv=dotenv, section=section)
+
+    def _own_environment(self) -> dict[str, str]:
+        """The environment without what is about another application.
+
+        `$PORT` and `$WEB_CONCURRENCY` of the shell that starts several applications cannot be meant for each of them:
+        what the file says wins over them, unless they stand in the application's own `env`.
+        """
+        said = {*self.settings, *(("port",) if {"bind", "host"} & set(self.settings) else ())}
+        table = configuration.settings()
+        settled = {alias for name in said if name in table for alias in table[name][1].env}
+        return {name: value for name, value in os.environ.items() if name not in settled or name in self.env}
 
     def _with_files(self, logs: Path) -> dict[str, Any]:
         """The command line's values, with the name and the log files of a kept application."""

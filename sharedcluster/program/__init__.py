@@ -7,7 +7,9 @@ People import it as `from sharedcluster import cluster`. Each file says whose si
     primary      primary   `cluster.fork`, events, the table of workers, the way out
     workers      primary   one worker as the primary sees it
     servers      primary   what workers asked to listen on: bound once, kept, handed off from
-    this_worker  worker    `cluster.worker` and `cluster.serve`
+    departure    primary   the end of all workers in order
+    this_worker  worker    `cluster.worker`: its sockets, its servers, its way out
+    serving      worker    `cluster.serve`
     child        parent    `child_process.fork`: any Python program with a message channel
     channel, frames        user messages; both sides speak them
     loops, gevent_loop     what turns: a selector in a plain process, gevent's hub in a patched one

@@ -11,14 +11,17 @@ from sharedcluster.program.policies import SCHED_NONE, SCHED_RR
 
 if TYPE_CHECKING:
     from sharedcluster.program.primary import PrimaryCluster
-    from sharedcluster.program.this_worker import ThisWorker, WorkerCluster
+    from sharedcluster.program.serving import WorkerCluster
+    from sharedcluster.program.this_worker import ThisWorker
 
 _current: list[Any] = []
 
 
 def become_worker(told: role.WorkerRole) -> ThisWorker:
     """Called by a worker's entry, before its script runs."""
-    from sharedcluster.program.this_worker import ThisWorker, WorkerCluster  # needs gevent, which only workers have
+    # These need gevent, which only workers have.
+    from sharedcluster.program.serving import WorkerCluster
+    from sharedcluster.program.this_worker import ThisWorker
 
     worker = ThisWorker(told)
     _current[:] = [WorkerCluster(worker)]
@@ -48,8 +51,9 @@ class WorkerOfRun:
 
     def __init__(self) -> None:
         self.worker = self
-        self.id = int(os.environ["SHAREDCLUSTER_WORKER_ID"])
-        self.slot = int(os.environ["SHAREDCLUSTER_SLOT"])
+        # Before the first worker is forked the application is loaded once, to see whether it loads: that is worker 0.
+        self.id = int(os.environ.get("SHAREDCLUSTER_WORKER_ID", "0"))
+        self.slot = int(os.environ.get("SHAREDCLUSTER_SLOT", "0"))
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -65,4 +69,4 @@ def describe_missing(name: str) -> str:
     here = current()
     if here.worker is not None:
         return f"cluster.{name} is the primary's, and this is worker {here.worker.id}"
-    return f"cluster has no {name!r}" + (" in the primary" if name == "listen" else "")
+    return f"cluster.{name} is a worker's, and this is the primary"

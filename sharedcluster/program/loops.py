@@ -25,7 +25,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Final, Protocol
 
-from sharedcluster.errors import Bug, ConfigError
+from sharedcluster.errors import Bug, ClusterStoppingError, ConfigError
 from sharedcluster.log import logger
 
 Job = Callable[[], None]
@@ -237,6 +237,8 @@ class SelectorLoop:
         """Call what belongs to the user: what it raises is logged and ends nothing, SystemExit excepted."""
         try:
             job(*arguments)
+        except ClusterStoppingError as error:
+            logger.debug("%s", error)  # a timer that forks, on the way out
         except Exception:
             logger.exception("a handler failed")
 

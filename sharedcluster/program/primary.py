@@ -11,6 +11,7 @@ What a handler raises is logged; it does not end the primary, because that would
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NoReturn
 
-from sharedcluster import redis_server
 from sharedcluster.cluster.board import Board
 from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
 from sharedcluster.cluster.messages import (
@@ -40,20 +40,20 @@ from sharedcluster.cluster.worker_handle import WorkerHandle, WorkerState
 from sharedcluster.errors import Bug, ClusterStoppingError, ConfigError
 from sharedcluster.log import logger
 from sharedcluster.program.channel import Channel
+from sharedcluster.program.departure import Departure
 from sharedcluster.program.emitter import Events
 from sharedcluster.program.frames import serialization
 from sharedcluster.program.loops import SelectorLoop, Timer, Watch, selector_loop
 from sharedcluster.program.output import Output
 from sharedcluster.program.policies import SCHED_NONE, SCHED_RR, policy
-from sharedcluster.program.role import VARIABLE, WorkerRole, as_variable
+from sharedcluster.program.redis import ProgramRedis
+from sharedcluster.program.role import BLOCKED_AT_START, VARIABLE, WorkerRole, as_variable
 from sharedcluster.program.servers import Servers
 from sharedcluster.program.settings import NAMES, Settings, command, defaults
 from sharedcluster.program.workers import ListeningAddress, Worker
 
 MESSAGES_PER_TURN: Final = 256
 RESTLESS: Final = 0.05
-HANDSHAKE_GRACE: Final = 0.25
-"""Seconds between refusing newcomers and closing the listeners: the time a handshake that has begun may take."""
 _LONG: Final = 60.0
 
 
@@ -82,16 +82,15 @@ class PrimaryCluster(Events):
         self._settings: Settings | None = None
         self._last_id = 0
         self._loop_: SelectorLoop | None = None
-        self._servers_: Servers | None = None
+        self._servers: Servers | None = None
         self._board_fd = -1
         self._board: Board | None = None
-        self._redis: redis_server.PrivateRedis | None = None
-        self._redis_url = ""
+        self._redis: ProgramRedis | None = None
         self._watches: dict[int, Watch] = {}
         self._outputs: dict[int, list[Output]] = {}
         self._ticket_key = os.urandom(80).hex()
         self._is_stopping = False
-        self._departures: list[_Departure] = []
+        self._departures: list[Departure] = []
 
     # -- settings --------------------------------------------------------------------------------------------------
 
@@ -148,10 +147,11 @@ class PrimaryCluster(Events):
         return self._loop_
 
     @property
-    def _servers(self) -> Servers:
-        if self._servers_ is None:
-            self._servers_ = Servers(self._loop.selector)
-        return self._servers_
+    def servers(self) -> Servers:
+        """What workers listen on."""
+        if self._servers is None:
+            self._servers = Servers(self._loop.selector)
+        return self._servers
 
     def run(self) -> None:
         """Turn until the last worker has ended. Without this call the same happens at the end of the script."""
@@ -164,11 +164,11 @@ class PrimaryCluster(Events):
     def _before_wait(self, now: float) -> float:
         for departure in tuple(self._departures):
             departure.advance(now)
-        restless = self._servers.watch(now) or any(not departure.is_told for departure in self._departures)
+        restless = self.servers.watch(now) or any(not departure.is_told for departure in self._departures)
         return RESTLESS if restless else _LONG
 
     def _after_wait(self) -> None:
-        self._servers.dispatch()
+        self.servers.dispatch()
 
     # -- forking ---------------------------------------------------------------------------------------------------
 
@@ -199,13 +199,8 @@ class PrimaryCluster(Events):
             self._board_fd = os.memfd_create("sharedcluster")
             os.ftruncate(self._board_fd, Board.SIZE)
             self._board = Board(self._board_fd)
-        if settings.redis != "none" and not self._redis_url:
-            choice = redis_server.choose(settings.redis, os.environ)
-            if choice.kind == "url":
-                self._redis_url = choice.url or ""
-            elif choice.kind != "none":
-                self._redis = redis_server.PrivateRedis(choice)
-                self._redis_url = self._redis.start()
+        if settings.redis != "none" and self._redis is None:
+            self._redis = ProgramRedis(settings.redis, self._loop)
 
     def _spawn(self, settings: Settings, id: int, env: dict[str, str]) -> Worker:
         assert self._board is not None
@@ -236,17 +231,22 @@ class PrimaryCluster(Events):
     def _popen(self, settings: Settings, role: WorkerRole, env: dict[str, str]) -> subprocess.Popen[bytes]:
         environment = {**os.environ, **env, VARIABLE: as_variable(role)}
         environment |= {"SHAREDCLUSTER_WORKER_ID": str(role.id), "SHAREDCLUSTER_SLOT": str(role.slot)}
-        if self._redis_url:
-            environment.setdefault("SHAREDCLUSTER_REDIS_URL", self._redis_url)
-        lifeline = () if self._redis is None else (self._redis.lifeline_fd,)
+        if self._redis is not None and self._redis.url:
+            environment.setdefault("SHAREDCLUSTER_REDIS_URL", self._redis.url)
+        lifeline = () if self._redis is None else self._redis.lifeline
         taken = subprocess.PIPE if settings.silent else None
         sys.stdout.flush()
         sys.stderr.flush()
-        return subprocess.Popen(
-            command(settings), env=environment, cwd=settings.cwd, stdout=taken, stderr=taken,
-            pass_fds=(role.wire_fd, role.messages_fd, role.board_fd, *lifeline),
-            user=settings.uid, group=settings.gid,
-        )  # fmt: skip
+        # Blocked until the worker has handlers for them: Ctrl+C reaches it too, while its interpreter starts.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_AT_START)
+        try:
+            return subprocess.Popen(
+                command(settings), env=environment, cwd=settings.cwd, stdout=taken, stderr=taken,
+                pass_fds=(role.wire_fd, role.messages_fd, role.board_fd, *lifeline),
+                user=settings.uid, group=settings.gid,
+            )  # fmt: skip
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _attach(self, worker: Worker, ours: socket.socket, settings: Settings) -> None:
         loop = self._loop
@@ -258,7 +258,7 @@ class PrimaryCluster(Events):
             lambda: self._on_channel_closed(worker),
         )  # fmt: skip
         worker.attach(channel)
-        loop.when_exited(worker.process, lambda code, signal: self._on_exit(worker, code, signal))
+        loop.when_exited(worker.process, lambda code, name: self._on_exit(worker, code, name))
         for name, pipe in (("stdout", worker.process.stdout), ("stderr", worker.process.stderr)):
             if pipe is not None:
                 output = Output(loop, pipe.fileno(), partial(worker.emit, name))
@@ -308,7 +308,7 @@ class PrimaryCluster(Events):
                 logger.error("%s", bug)  # a worker that answers what it was not asked ends nobody but itself
 
     def _wire_closed(self, worker: Worker) -> None:
-        self._servers.leave(worker.handle)
+        self.servers.leave(worker.handle)
         if watch := self._watches.pop(worker.id, None):
             watch.close()
 
@@ -322,7 +322,7 @@ class PrimaryCluster(Events):
         if handle.state is WorkerState.DRAINING:
             return  # it was let go before it came so far; it leaves without the answer
         try:
-            served = self._servers.listen(handle, message, self.scheduling_policy)
+            served = self.servers.listen(handle, message, self.scheduling_policy)
         except OSError as error:
             handle.tell(NotBound(message.request, error.errno or 0, error.strerror or str(error)))
             return
@@ -340,22 +340,22 @@ class PrimaryCluster(Events):
         self._tell(worker, "listening", told)
 
     def _on_unlisten(self, worker: Worker, message: Unlisten, _fd: int | None) -> None:
-        self._servers.unlisten(worker.handle, message.listener)
+        self.servers.unlisten(worker.handle, message.listener)
 
     def _on_accepted(self, worker: Worker, message: Accepted, _fd: int | None) -> None:
         worker.handle.acknowledged(message.seq)
 
     def _on_returned(self, worker: Worker, message: Returned, _fd: int | None) -> None:
         connection = worker.handle.returned(message.seq)
-        self._servers.take_back([connection])
-        self._servers.rest(worker.handle, connection.listener, time.monotonic())
+        self.servers.take_back([connection])
+        self.servers.rest(worker.handle, connection.listener, time.monotonic())
 
     def _on_given_back(self, worker: Worker, message: GivenBack, fd: int | None) -> None:
         if fd is None:
             logger.error("worker %d gave a connection back and its descriptor did not arrive", worker.id)
             return
         worker.handle.given_back += 1
-        self._servers.give(Connection(fd, message.listener, message.peer, message.proxied))
+        self.servers.give(Connection(fd, message.listener, message.peer, message.proxied))
 
     def _on_draining(self, worker: Worker, _message: Draining, _fd: int | None) -> None:
         worker.leaving()
@@ -374,14 +374,14 @@ class PrimaryCluster(Events):
 
     def leaves(self, worker: Worker) -> None:
         """It was asked to go, or asked to: no more connections for it."""
-        self._servers.leave(worker.handle)
+        self.servers.leave(worker.handle)
 
     def _on_channel_closed(self, worker: Worker) -> None:
         self._read_wire(worker)
-        self._servers.leave(worker.handle)
+        self.servers.leave(worker.handle)
         self._tell(worker, "disconnect")
 
-    def _on_exit(self, worker: Worker, code: int | None, signal: str | None) -> None:
+    def _on_exit(self, worker: Worker, code: int | None, name: str | None) -> None:
         # What it said before it died counts: an `Accepted` in the socket means that bytes may have been read, so that
         # connection must not be given to anybody else.
         self._read_wire(worker)
@@ -392,21 +392,15 @@ class PrimaryCluster(Events):
         self._wire_closed(worker)
         worker.handle.channel.close()
         worker.ended()
-        self._servers.forget(worker.handle, worker.handle.take_back())
+        self.servers.forget(worker.handle, worker.handle.take_back())
         assert self._board is not None
         self._board.give_back(worker.handle.row)
         del self.workers[worker.id]
-        self._tell(worker, "exit", code, signal)
+        self._tell(worker, "exit", code, name)
         for departure in tuple(self._departures):
             departure.lost(worker)
-        if not self.workers:
-            self._last_one_left()
-
-    def _last_one_left(self) -> None:
-        if self._is_stopping and self._redis is not None:
+        if not self.workers and self._is_stopping and self._redis is not None:
             self._redis.stop()
-            self._redis = None
-            self._redis_url = ""
 
     # -- the end of all --------------------------------------------------------------------------------------------
 
@@ -416,11 +410,15 @@ class PrimaryCluster(Events):
         Args:
             callback: Called after the last of these workers has exited; in the next turn if there are none.
         """
-        departure = _Departure(self, callback)
+        departure = Departure(self, callback)
         self._departures.append(departure)
-        self._servers.refuse_newcomers()
+        self.servers.refuse_newcomers()
 
-    def departed(self, departure: _Departure) -> None:
+    def hold(self, more: int) -> None:
+        """One thing more (1) or less (-1) to stay alive for."""
+        self._loop.hold(more)
+
+    def departed(self, departure: Departure) -> None:
         """Its last worker has exited."""
         self._departures.remove(departure)
         if departure.callback is not None:
@@ -430,50 +428,8 @@ class PrimaryCluster(Events):
         """TERM, INT or a crash of the script: drain; a second time: stop now."""
         self._is_stopping = True
         if at_once:
-            self._servers.close()
+            self.servers.close()
             for worker in self.workers.values():
                 worker.stop_now()
         elif not self._departures:
             self.disconnect()
-
-
-class _Departure:
-    """One call of `disconnect`: whom it concerns, and how far it is."""
-
-    def __init__(self, cluster: PrimaryCluster, callback: Callable[[], object] | None) -> None:
-        self.callback = callback
-        self.is_told = False
-        self._cluster = cluster
-        self._workers = dict(cluster.workers)
-        self._waiting = set(self._workers)
-        now = time.monotonic()
-        self._closing_at = now + HANDSHAKE_GRACE
-        self._late_at = now + cluster.settings.graceful_timeout
-        cluster._loop.hold(1)
-
-    def advance(self, now: float) -> None:
-        """Once the backlogs and queues are empty: close the listeners and let the workers go."""
-        if self.is_told or (self._waiting and now < self._closing_at):
-            return
-        servers = self._cluster._servers
-        waiting = servers.accept_all(now)
-        handing = any(worker.handle.unacknowledged for worker in self._workers.values())
-        if (waiting or handing) and self._waiting and now < self._late_at:
-            servers.dispatch()
-            return
-        self.is_told = True
-        if cut := servers.close_those_of(self._workers.keys()):
-            logger.warning("%d connections were cut that no worker took in time", cut)
-        for worker in self._workers.values():
-            worker.start_drain(give_back=False)
-        self._end_if_over()
-
-    def lost(self, worker: Worker) -> None:
-        """A worker has exited."""
-        self._waiting.discard(worker.id)
-        self._end_if_over()
-
-    def _end_if_over(self) -> None:
-        if self.is_told and not self._waiting:
-            self._cluster._loop.hold(-1)
-            self._cluster.departed(self)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from typing import Final
 
 VARIABLE: Final = "SHAREDCLUSTER_CHANNEL"
 """How a new process learns what it is; removed from the environment at once, so that its children are nobody."""
+
+BLOCKED_AT_START: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM)
+"""Signals that a worker is started with as blocked, and unblocks when it can handle them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,5 +55,5 @@ def take_from_environment() -> WorkerRole | ChildRole | None:
 
 
 def runs_under_the_command() -> bool:
-    """Whether this is a worker of `sharedcluster run`, which has a primary but no script of its own."""
-    return "sharedcluster.cluster.worker" in sys.modules and "SHAREDCLUSTER_SLOT" in os.environ
+    """Whether `sharedcluster run` loads the application in this process: a worker of its, its mold, or its check."""
+    return "sharedcluster.cluster.loading" in sys.modules

@@ -1,4 +1,4 @@
-"""`cluster` in a worker: `cluster.worker`, and `cluster.serve`, which asks the primary for the listener.
+"""`cluster.worker` in a worker: its two sockets, its servers, its way out.
 
 Connections come by the wire (`cluster.wire` has its laws) and are served by the HTTP engine, as in a worker of
 `sharedcluster run`. Handlers of messages run in a greenlet of their own, one message after the other, so a handler may
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import _socket
 import os
+import posix  # its close is not gevent's, which waits for a turn of the loop
 import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 from gevent.event import AsyncResult, Event
@@ -36,17 +37,17 @@ from sharedcluster.cluster.messages import (
     Stop,
     Unlisten,
 )
-from sharedcluster.cluster.wire import Wire, WorkerFacts, proxied_from
-from sharedcluster.http.server import Server as HttpServer
-from sharedcluster.http.settings import HttpSettings, ListenerFacts, ReleasedConnection
-from sharedcluster.http.tls import make_context
+from sharedcluster.cluster.wire import Wire, proxied_from
+from sharedcluster.http.settings import ReleasedConnection
 from sharedcluster.log import logger
 from sharedcluster.program.channel import Channel, OnSent
 from sharedcluster.program.emitter import Events
 from sharedcluster.program.frames import serialization
 from sharedcluster.program.loops import current_loop
-from sharedcluster.program.policies import SCHED_NONE, SCHED_RR
-from sharedcluster.program.role import WorkerRole
+from sharedcluster.program.role import BLOCKED_AT_START, WorkerRole
+
+if TYPE_CHECKING:
+    from sharedcluster.program.serving import Server
 
 LAST_CALL: Final = 2.0
 """Seconds the script's own `finally` blocks may take at the very end."""
@@ -77,7 +78,7 @@ class ThisWorker(Events):
         self.slot = role.slot
         self.process = ThisProcess(os.getpid())
         self.exited_after_disconnect: bool | None = None
-        self._role = role
+        self.graceful_timeout = role.graceful_timeout
         self._loop = current_loop()
         self._line = self._loop.line()
         self._early: deque[tuple[Any, Callable[[bool], None]]] = deque()
@@ -93,6 +94,7 @@ class ThisWorker(Events):
         # The C class, not Python's: that one is gevent's in here, and would wait in the loop.
         self._wire = Wire(
             MessageSocket(_socket.socket(fileno=role.wire_fd)),
+            self._row,
             {
                 NewConnection: self._on_connection,
                 Bound: self._on_bound,
@@ -148,6 +150,7 @@ class ThisWorker(Events):
             connections += server.http.connections
             requests += server.http.requests
         self._row.waits(in_flight, connections, requests)
+        self._wire.tell_accepted()
 
     def _handle_signals(self) -> None:
         # The terminal's signals are for the primary. A handler that does nothing, not SIG_IGN: programs that the
@@ -155,7 +158,7 @@ class ThisWorker(Events):
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
             signal.signal(number, lambda _number, _frame: None)
         gevent.signal_handler(signal.SIGTERM, self._on_term)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_AT_START)
 
     def _on_term(self) -> None:
         if self._leaving.is_set():
@@ -189,8 +192,11 @@ class ThisWorker(Events):
             self._early.append((message, taken))
 
     def _deliver(self, message: Any, taken: Callable[[bool], None]) -> None:
-        self.emit("message", message)
-        taken(True)
+        if self.has_observer("message"):
+            self.emit("message", message)
+            taken(True)
+        else:  # `once` has had its message: the others wait for the next observer
+            self._early.append((message, taken))
 
     def _observed(self, event: str) -> None:
         while event == "message" and self._early:
@@ -214,7 +220,8 @@ class ThisWorker(Events):
             OSError: The primary could not listen there.
         """
         if self._leaving.is_set():
-            raise RuntimeError("The worker is leaving; it opens no server any more.")
+            self._over.wait()  # it was let go before it came so far: there is nothing more to do for the script
+            raise SystemExit(0)
         self._last_request += 1
         answer = AsyncResult()
         self._requests[self._last_request] = server, answer
@@ -254,9 +261,9 @@ class ThisWorker(Events):
         if fd is None or server is None or not server.takes_more:
             self._wire.refuse(message, fd)
             return
-        http, index = server.http, message.listener
-        proxied = proxied_from(message.proxied)
-        self._wire.accept(message, lambda: http.serve(fd, index, message.peer, proxied))
+        self._wire.accept(message)
+        proxied = proxied_from(message.proxied) if message.proxied else None
+        server.http.serve(fd, message.listener, message.peer, proxied)
 
     def unlisten(self, server: Server) -> None:
         """The server takes no more connections here."""
@@ -319,7 +326,7 @@ class ThisWorker(Events):
         if self._wire.is_open:
             self._wire.give_back(released)
         else:
-            os.close(released.fd)
+            posix.close(released.fd)
 
     def _exit(self) -> None:
         gevent.spawn_later(LAST_CALL, os._exit, 0)
@@ -332,165 +339,3 @@ def _live_states() -> list[Any]:
     """The shared states of this process, if the script uses any."""
     state = sys.modules.get("sharedcluster.state")
     return state.live_states() if state is not None else []
-
-
-class Server(Events):
-    """An application on an address, as `cluster.serve` returns it; the listener is the primary's.
-
-    Attributes:
-        host, port, path: Where it really listens: the port that 0 became.
-    """
-
-    EVENTS = ("close",)
-
-    def __init__(
-        self,
-        worker: ThisWorker,
-        application: Any,
-        asked: tuple[str, int, str, int | None],
-        backlog: int,
-        max_connections: int | None,
-        settings: HttpSettings,
-        tls: tuple[str, str],
-    ) -> None:
-        super().__init__()
-        facts = WorkerFacts(worker.slot, worker.id, 1)
-        self.http = HttpServer(application, settings, environ={"sharedcluster.worker": facts})
-        self.asked = asked
-        self.backlog = backlog
-        self.max_connections = max_connections
-        self.index = 0
-        self.listener = -1
-        self.host, self.port, self.path, _ = asked
-        self._tls = tls
-        self._worker = worker
-        self._is_closed = False
-        self._acceptor: Any = None
-
-    def __repr__(self) -> str:
-        return f"<server on {self.address}>"
-
-    @property
-    def address(self) -> str:
-        """`host:port`, or the path of the unix socket."""
-        return self.path or (f"[{self.host}]" if ":" in self.host else self.host) + f":{self.port}"
-
-    @property
-    def takes_more(self) -> bool:
-        """Whether it takes one more connection."""
-        limit = self.max_connections
-        return not self._is_closed and (limit is None or self.http.connections < limit)
-
-    def close(self, callback: Callable[[], object] | None = None) -> None:
-        """Take no more connections and let those there are end; then `close` is emitted and `callback` called."""
-        if self._is_closed:
-            return
-        if callback is not None:
-            self.once("close", callback)
-        self._worker.unlisten(self)
-        self.drain(None)
-        gevent.spawn(self._wait_closed)
-
-    def _wait_closed(self) -> None:
-        self.http.wait_drained(self._worker._role.graceful_timeout)
-        self.http.close()
-        self.closed()
-
-    # -- called by the worker --------------------------------------------------------------------------------------
-
-    def opened(self, bound: Bound, fd: int | None) -> None:
-        """The primary listens. Called in the hub, before the first connection can come."""
-        self.listener = bound.listener
-        self.host, self.port, self.path = bound.host, bound.port, bound.path
-        certfile, keyfile = self._tls
-        tls = make_context(certfile, keyfile or None, ticket_key=bytes.fromhex(bound.ticket_key)) if certfile else None
-        facts = ListenerFacts(host=bound.host, port=bound.port, unix_path=bound.path or None, tls=tls)
-        self.http.add_listener(bound.listener, facts)
-        if fd is not None:
-            listening = _socket.socket(fileno=fd)  # not gevent's class: it must not wait
-            self._acceptor = gevent.get_hub().loop.io(fd, 1)
-            self._acceptor.start(self._on_acceptable, listening)
-
-    def _on_acceptable(self, listening: Any) -> None:
-        """One a turn; the other workers are awake too, and whoever has time takes the next."""
-        if not self.takes_more:
-            return
-        try:
-            fd, address = listening._accept()
-        except OSError:
-            return  # another worker was faster, or the client gave up, or we are out of descriptors
-        peer = (address[0], address[1]) if isinstance(address, tuple) and address else None
-        self.http.serve(fd, self.listener, peer)
-
-    def drain(self, give_back: Callable[[ReleasedConnection], None] | None) -> None:
-        """Take nothing new; idle connections go to `give_back`, or are closed."""
-        self._is_closed = True
-        if self._acceptor is not None:
-            self._acceptor.stop()
-        if give_back is not None:
-            self.http.release_when_idle(give_back)
-            for released in self.http.release_idle():
-                give_back(released)
-        self.http.drain()
-
-    def closed(self) -> None:
-        """Its last connection has ended."""
-        self._worker.forget(self)
-        self.emit("close")
-
-
-class WorkerCluster:
-    """What `from sharedcluster import cluster` is in a worker."""
-
-    SCHED_RR = SCHED_RR
-    SCHED_NONE = SCHED_NONE
-    is_primary = False
-    is_worker = True
-
-    def __init__(self, worker: ThisWorker) -> None:
-        self.worker = worker
-        # As in the primary: what happens to the one worker there is.
-        self.on, self.once, self.off = worker.on, worker.once, worker.off
-
-    def serve(
-        self,
-        application: Any,
-        host: str = "127.0.0.1",
-        port: int = 8000,
-        *,
-        path: str = "",
-        fd: int | None = None,
-        backlog: int = 2048,
-        max_connections: int | None = None,
-        certfile: str = "",
-        keyfile: str = "",
-        **http: Any,
-    ) -> Server:
-        """Serve a WSGI application on an address that all workers share, and go on with the script.
-
-        Args:
-            application: Any WSGI callable.
-            host: An address or name of this machine; "" is all IPv4 addresses, "::" all there are.
-            port: 0 takes a free one: the same in every worker that asks for it as often.
-            path: A unix socket instead; relative to this worker's folder.
-            fd: A listening socket that the primary has open, by its number.
-            backlog: Connections the kernel holds, and the bound of the primary's queue; the first worker's counts.
-            max_connections: More than these are left to other workers, or wait in the primary.
-            certfile: TLS, a PEM file; a session begun with one worker resumes with any other.
-            keyfile: Its key, if it is not in the same file.
-            **http: Limits and times of the HTTP engine, see `HttpSettings`: keep_alive, limit_body, ...
-
-        Raises:
-            OSError: The primary could not listen there (EADDRINUSE, EACCES as PermissionError, ...).
-            ConfigError: The TLS files are of no use.
-            TypeError: There is no such limit.
-        """
-        if certfile:
-            make_context(certfile, keyfile or None)  # what is wrong with them is said here
-        asked = ("", 0, os.path.abspath(path), None) if path else ("", 0, "", fd) if fd is not None else None
-        server = Server(
-            self.worker, application, asked or (host or "0.0.0.0", port, "", None), backlog, max_connections,
-            HttpSettings(**http), (certfile, keyfile),
-        )  # fmt: skip
-        self.worker.listen(server)
-        return server

@@ -25,6 +25,7 @@ from sharedcluster.state.codec import make_codec
 from sharedcluster.state.connection import Address, GroupCommit, ReplyError
 from sharedcluster.state.leases import LeaseKeeper
 from sharedcluster.state.near import Near
+from sharedcluster.state.presence import PresenceRoom
 from sharedcluster.state.primitives import Counter, DictRecord, DictWatchers, Lock, LockRoom, RateLimit, SharedDict
 from sharedcluster.state.schedule import Leader, Schedule
 from sharedcluster.state.sessions import SessionStore
@@ -91,14 +92,15 @@ class SharedState:
         self._keeper = LeaseKeeper(self.commit)
         self._locks = LockRoom(self.commit, self._keeper, namespace, channel)
         self._watchers = DictWatchers()
-        self._dict_near: Near[DictRecord] = self._make_near(settings.near_max_age)
+        self._dict_near: Near[DictRecord] = self._make_near(settings.near_max_age, ordered=True)
         self.leader = Leader(self._locks)
+        self.presence = PresenceRoom(self.commit, namespace, codec)
         self.schedule = Schedule(self.commit, namespace)
-        self._session_near = self._make_near(settings.session_near_max_age)
+        self._session_near = self._make_near(settings.session_near_max_age, ordered=True)
         self.sessions = SessionStore(self.commit, self._session_near, namespace, channel, codec, settings, self.counts)
         self.cache = Cache(
             self.commit,
-            self._make_near(settings.near_max_age),
+            self._make_near(settings.near_max_age, ordered=False),
             namespace,
             channel,
             codec,
@@ -115,10 +117,14 @@ class SharedState:
         self._is_started = False
         self._start_lock = threading.Lock()
 
-    def _make_near(self, max_age: float) -> Near[Any]:
+    def _make_near(self, max_age: float, *, ordered: bool) -> Near[Any]:
         settings = self.settings
         return Near(
-            self.subscriber.is_trusted, entries=settings.near_entries, size=settings.near_bytes, max_age=max_age
+            self.subscriber.is_trusted,
+            entries=settings.near_entries,
+            size=settings.near_bytes,
+            max_age=max_age,
+            ordered=ordered,
         )
 
     def start(self) -> None:
@@ -167,6 +173,7 @@ class SharedState:
         """Let go of Redis."""
         _LIVE.discard(self)
         self.broadcast.close()
+        self.presence.stop()
         self.schedule.stop()
         self.leader.resign()
         self.subscriber.close()

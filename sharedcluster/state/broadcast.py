@@ -232,13 +232,15 @@ class Broadcast:
 
     # -- publishing ------------------------------------------------------------------------------------------------
 
-    def publish(self, channel: str, data: Any, history: int = 0) -> Position | None:
+    def publish(self, channel: str, data: Any, history: int = 0, *, once: str = "") -> Position | None:
         """Send a message to every subscription of a channel on every worker; one round trip.
 
         Args:
             channel: Any name.
             data: Anything the codec can store; clients of `stream` get text as it is and all else as JSON.
             history: How many messages Redis keeps for those who come back; 0 keeps none.
+            once: A token that names this message; a second call with it, within the time history is kept, sends
+                nothing and returns the first one's position. It needs a history.
 
         Returns:
             The message's position, or None without history.
@@ -248,14 +250,25 @@ class Broadcast:
         """
         raw = self.codec.encode(data)
         self._counts["broadcast_published"] += 1
+        if once and history <= 0:
+            raise ValueError("a message can be published once only on a channel with history")
         if history <= 0:
             self._commit.call("PUBLISH", self._channel(channel), b"0 - " + raw)
             return None
         history_ms = int(self._settings.history_timeout * 1000)
         offset, epoch = self._commit.script(
             "publish",
-            [self._stream(channel), self._meta(channel)],
-            [raw, history, secrets.token_hex(4), history_ms, history_ms * META_MARGIN, self._channel(channel)],
+            [self._stream(channel), self._meta(channel), f"{self._namespace}:bo:{channel}:{once}"],
+            [
+                raw,
+                history,
+                secrets.token_hex(4),
+                history_ms,
+                history_ms * META_MARGIN,
+                self._channel(channel),
+                int(bool(once)),
+            ],
+            idempotent=bool(once),
         )
         return Position(epoch.decode(), offset)
 

@@ -307,9 +307,10 @@ class GroupCommit:
 
     def many(self, commands: Sequence[Command], *, idempotent: bool = False) -> list[Any]:
         """Run commands as one group, in order, one round trip; the first refused one raises after all have run."""
-        replies = self.exchange(b"".join(map(pack, commands)), len(commands), idempotent)
+        data = pack(commands[0]) if len(commands) == 1 else b"".join(map(pack, commands))
+        replies = self.exchange(data, len(commands), idempotent)
         for index, reply in enumerate(replies):
-            if isinstance(reply, ReplyError):
+            if type(reply) is ReplyError:
                 replies[index] = self._second_try(commands[index], reply, idempotent)
         return replies
 
@@ -433,15 +434,19 @@ class GroupCommit:
     def _exchange_batch(self, batch: list[_Ticket]) -> None:
         wire = self._ready_wire()
         wire.send(batch[0].data if len(batch) == 1 else b"".join([ticket.data for ticket in batch]))
+        read = wire.read
         for ticket in batch:
-            ticket.replies = [wire.read() for _ in range(ticket.count)]
+            ticket.replies = [read()] if ticket.count == 1 else [read() for _ in range(ticket.count)]
         self._used_at = time.monotonic()
         self.exchanges += 1
-        self.commands += sum(ticket.count for ticket in batch)
         self.breaker.note_success()
-        if any(
-            isinstance(t.replies[0], ReplyError) and t.replies[0].code in RECONNECT_CODES for t in batch if t.replies
-        ):
+        must_reconnect = False
+        for ticket in batch:
+            self.commands += ticket.count
+            assert ticket.replies is not None
+            if type(reply := ticket.replies[0]) is ReplyError and reply.code in RECONNECT_CODES:
+                must_reconnect = True
+        if must_reconnect:
             self._drop_wire()
 
     def _ready_wire(self) -> Wire:

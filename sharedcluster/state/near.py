@@ -10,7 +10,10 @@ Laws
    fetched the old value, was overtaken by the invalidation and then stored what it had would otherwise keep a stale
    entry with nobody left to drop it.
 3. An own write may be stored under the mark (version or etag) it was written with, if the last invalidation of its
-   name carries that mark: messages of one name arrive in the order of the writes, so then nobody wrote after us.
+   name carries that mark: messages of one name arrive in the order of the writes, so then nobody wrote after us. Where
+   marks are versions that grow with every write of a name (`ordered`), a message about an older version says nothing
+   against a newer entry, however late it comes. Without that a client that writes quickly would drop its own copy with
+   the echo of the write before.
 4. After a gap (the subscriber was away) everything is forgotten, and fills that began before it are refused.
 
 What is remembered for law 2 is bounded: when the table of recent invalidations is full, it is emptied and its highest
@@ -52,9 +55,13 @@ class Near(Generic[V]):
         entries: Most names kept.
         size: Most bytes kept, as the callers of `fill` count them.
         max_age: Seconds after which an entry is asked for again in any case.
+        ordered: Marks are versions that grow with every write of a name.
     """
 
-    def __init__(self, trusted: Callable[[], bool], *, entries: int, size: int, max_age: float) -> None:
+    def __init__(
+        self, trusted: Callable[[], bool], *, entries: int, size: int, max_age: float, ordered: bool = False
+    ) -> None:
+        self._is_ordered = ordered
         self._trusted = trusted
         self._entry_limit = entries
         self._size_limit = size
@@ -119,7 +126,7 @@ class Near(Generic[V]):
             self._remove(name)
             if not begun or begun <= self._floor or self._is_overtaken(name, begun, mark):
                 return None
-            if any(self._recent.get(f"t {tag}", (0, b""))[0] >= begun for tag in tags):
+            if tags and any(self._recent.get(f"t {tag}", (0, b""))[0] >= begun for tag in tags):
                 return None
             expires_at = time.monotonic() + min(max_age, self._max_age)
             entry = self._entries[name] = NearEntry(value, mark, expires_at, size, tags)
@@ -131,8 +138,14 @@ class Near(Generic[V]):
             return entry
 
     def _is_overtaken(self, name: str, begun: int, mark: bytes) -> bool:
-        tick, last_mark = self._recent.get(name, (0, b""))
-        return tick >= begun and (not mark or last_mark != mark)
+        last = self._recent.get(name)
+        return last is not None and last[0] >= begun and self._supersedes(last[1], mark)
+
+    def _supersedes(self, told: bytes, mark: bytes) -> bool:
+        """Whether a message with the mark `told` makes what carries `mark` out of date."""
+        if not told or not mark:
+            return True
+        return int(told) > int(mark) if self._is_ordered else told != mark
 
     def note_use(self, name: str) -> None:
         """The entry was used: it goes last when room is needed."""
@@ -144,7 +157,7 @@ class Near(Generic[V]):
         with self._lock:
             self._note(name, mark)
             entry = self._entries.get(name)
-            if entry is not None and (not mark or entry.mark != mark):
+            if entry is not None and self._supersedes(mark, entry.mark):
                 self._remove(name)
 
     def invalidate_tag(self, tag: str) -> None:

@@ -11,7 +11,9 @@ Laws
 4. After an own write the near copy is base + own fields only if nobody wrote in between (the script returns the
    previous version); otherwise the script returns everything, and that is kept. Labelling a partly old view with the
    new version would pass the check of law 3.
-5. In Redis a session is called by the hash of its id.
+5. A request that was on its way with an id that has just been rotated away starts no session of its own: its cookie
+   would replace that of the login it raced with.
+6. In Redis a session is called by the hash of its id.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from sharedcluster.errors import Bug, SharedClusterError
 from sharedcluster.state.codec import Codec
@@ -28,11 +30,13 @@ from sharedcluster.state.connection import Argument, Command, GroupCommit, scrip
 from sharedcluster.state.cookie import Cookie, CookieSigner, new_sid
 from sharedcluster.state.merge import merge
 from sharedcluster.state.near import Near
-from sharedcluster.state.session import Session, SessionDelta, SessionRecord
+from sharedcluster.state.session import ENDED, Session, SessionDelta, SessionRecord
 from sharedcluster.state.settings import StateSettings
 
 # A session is touched, and its cookie issued again, when this part of its idle time has passed.
 TOUCH_FRACTION = 0.1
+# How long a session that was replaced by another one is known to have ended.
+TOMBSTONE_MS = 10_000
 # How often a merge is tried again under contention before the last writer wins.
 MERGE_ATTEMPTS = 20
 
@@ -49,8 +53,7 @@ class CookieAction(Enum):
     DELETE = "delete"
 
 
-@dataclass(frozen=True, slots=True)
-class SaveOutcome:
+class SaveOutcome(NamedTuple):
     """What `SessionStore.save` did: what the response does about the cookie, and its value if it is to be set."""
 
     action: CookieAction
@@ -102,6 +105,7 @@ class SessionStore:
         self._channel = channel
         self._settings = settings
         self._counts = counts
+        self._absolute_ms = int(settings.session_absolute_timeout * 1000)
 
     def open(self, signer: CookieSigner, read_cookies: Callable[[], Iterable[str]], idle: float) -> Session:
         """The session of a request; nothing is read or verified until somebody looks at it."""
@@ -122,10 +126,10 @@ class SessionStore:
         begun = self._near.begin()
         record = self._parse(self._commit.call("HGETALL", self._prefix + name, idempotent=True))
         self._counts["session_loads"] += 1
-        if record is None:
+        if record is None or record is ENDED:
             self._counts["session_unknown"] += 1
             self._near.drop(name)
-            return None
+            return record
         if record.version < cookie.version:
             self._counts["session_regressed"] += 1
         self._keep_near(name, record, begun)
@@ -150,8 +154,10 @@ class SessionStore:
                 fields[name[1:]] = value
             else:
                 meta[name] = value
+        if "@v" not in meta:
+            return ENDED
         return SessionRecord(
-            int(meta.get("@v", 0)),
+            int(meta["@v"]),
             fields,
             meta["@u"].decode() if "@u" in meta else None,
             int(meta.get("@c", 0)),
@@ -184,9 +190,15 @@ class SessionStore:
 
     def _replace(self, session: Session, delta: SessionDelta, signer: CookieSigner) -> SaveOutcome:
         """End the old session if there was one, create a new one if there is something to keep."""
+        means_a_new_one = session._was_cleared or session._wants_rotation or session._wanted_user is not None
+        if session._has_ended and not means_a_new_one:
+            # It raced with a login that rotated the id: a session of its own would push the new cookie out.
+            self._counts["session_late_writes"] += bool(delta)
+            return _KEEP
         ending: list[Command] = []
         if session._was_cleared and session._cookie is not None:
-            ending.append(self._destroy_command([session._cookie.name]))
+            tombstone_ms = TOMBSTONE_MS if delta.written else 0
+            ending.append(self._destroy_command([session._cookie.name], tombstone_ms))
             self._near.invalidate(session._cookie.name)
         if not delta.written and session._wanted_user is None:
             if not ending:
@@ -264,9 +276,9 @@ class SessionStore:
         if len(reply) > 3:
             record = self._parse(reply[3])
         else:
-            fields = {name: raw for name, raw in base.fields.items() if name not in delta.removed} | dict(
-                delta.written
-            )
+            fields = {**base.fields, **delta.written}
+            for name in delta.removed:
+                fields.pop(name, None)
             user = session._wanted_user if session._wanted_user is not None else base.user
             record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms)
         assert record is not None
@@ -291,7 +303,7 @@ class SessionStore:
         args: list[Argument] = [
             "1" if creates else "0",
             int(session.idle * 1000),
-            int(self._settings.session_absolute_timeout * 1000),
+            self._absolute_ms,
             self._channel,
             self._user_prefix,
             name,
@@ -302,7 +314,7 @@ class SessionStore:
             len(delta.written),
         ]
         for key, raw in delta.written.items():
-            args += (_stored_name(key), session._stored.get(key, b""), raw)
+            args += (_stored_name(key), session._stored.get(key, b"") if merges else b"", raw)
         args += map(_stored_name, delta.removed)
         keys = [self._prefix + name, self._prefix + new_name] if new_name else [self._prefix + name]
         return script_command("session_save", keys, args)
@@ -314,7 +326,7 @@ class SessionStore:
                     f"session[{key!r}] is {len(raw)} bytes, more than SHAREDCLUSTER_SESSION_FIELD_LIMIT"
                     f" ({self._settings.session_field_limit}). Keep large values in the cache or a database."
                 )
-        total = sum(map(len, session._stored.values())) + sum(map(len, delta.written.values()))
+        total = sum(map(len, (*session._stored.values(), *delta.written.values())))
         if total > self._settings.session_limit:
             raise SessionTooLargeError(
                 f"the session is {total} bytes, more than SHAREDCLUSTER_SESSION_LIMIT"
@@ -339,8 +351,8 @@ class SessionStore:
 
     # -- ending ----------------------------------------------------------------------------------------------------
 
-    def _destroy_command(self, names: list[str]) -> Command:
-        args = [self._channel, self._user_prefix, *names]
+    def _destroy_command(self, names: list[str], tombstone_ms: int = 0) -> Command:
+        args: list[Argument] = [self._channel, self._user_prefix, tombstone_ms, *names]
         return script_command("session_destroy", [self._prefix + name for name in names], args)
 
     def revoke(self, session_id: str) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from sharedcluster.errors import ConfigError
+
+MAY_BE_ZERO = ("queue_limit", "cache_early", "cache_timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +49,25 @@ class StateSettings:
     stream_ping_interval: float = 15.0
     stream_retry: float = 2.0  # what SSE clients wait before they come back, plus or minus half of it
     history_timeout: float = 3600.0  # how long a channel's history is kept after its last message
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            ConfigError: With the name of the setting, what it is, and what it has to be.
+        """
+        for item in fields(self):
+            value, default = getattr(self, item.name), item.default
+            if isinstance(default, bool):
+                is_fine, wanted = isinstance(value, bool), "True or False"
+            elif isinstance(default, int | float):
+                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                lowest = 0 if default == 0 or item.name in MAY_BE_ZERO else 1e-6
+                is_fine, wanted = (
+                    is_number and value >= lowest,
+                    "a number above 0" if lowest else "a number, 0 or more",
+                )
+            else:
+                is_fine, wanted = isinstance(value, type(default)), "a text"
+            if not is_fine:
+                raise ConfigError(f"SHAREDCLUSTER_{item.name.upper()} is {value!r}.", advice=f"It has to be {wanted}.")

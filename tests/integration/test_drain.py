@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import time
@@ -100,6 +101,7 @@ def test_the_deadline_ends_what_does_not_end(start_cluster: StartCluster) -> Non
         assert time.monotonic() - start < 8
         assert cut.exception(10) is not None
     assert "1 requests were cut" in cluster.output()
+    assert re.search(r"cut after \d+\.\d s: GET /slow/60\.0", cluster.output())
 
 
 def test_a_blocked_worker_is_killed_at_the_deadline(start_cluster: StartCluster) -> None:

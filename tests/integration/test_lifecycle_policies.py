@@ -19,7 +19,7 @@ from tests.strict_clients import Client, Crowd
 from tests.waiting import wait_until
 
 APP = "tests.apps.faults:app"
-SOURCES = [f"127.0.0.{number}" for number in range(2, 42)]
+SOURCES = [f"127.0.0.{number}" for number in range(2, 26)]
 
 
 def ask(cluster: Cluster, path: str = "/", source: str = "") -> dict[str, int]:
@@ -70,7 +70,7 @@ def test_least_connections_goes_round_slow_work(start_cluster: StartCluster) -> 
 
 
 def test_sticky_clients_stay(start_cluster: StartCluster) -> None:
-    """40 client addresses: each has one slot, through a reload and a kill -9; scaling moves only some of them."""
+    """24 client addresses: each has one slot, through a reload and a kill -9; scaling moves only some of them."""
     cluster = start_cluster(APP, "-w", "3", "--redis", "none", "--policy", "sticky")
     first = slots_of(cluster)
     assert set(first.values()) == {0, 1, 2}
@@ -83,7 +83,7 @@ def test_sticky_clients_stay(start_cluster: StartCluster) -> None:
     wait_until(lambda: cluster.has(4), "four workers")
     four = slots_of(cluster)
     assert all(slot in (first[source], 3) for source, slot in four.items())
-    assert 1 <= sum(slot == 3 for slot in four.values()) <= 25
+    assert 1 <= sum(slot == 3 for slot in four.values()) <= 16
     assert cluster.cli("scale", "3").returncode == 0
     wait_until(lambda: len(cluster.workers()) == 3, "three workers")
     assert slots_of(cluster) == first

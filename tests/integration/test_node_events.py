@@ -163,3 +163,14 @@ def test_timers_are_called_in_the_loop_and_can_be_cancelled(start_lab: StartLab)
     lab.do("told = []; cluster.call_later(0.05, told.append, 'late'); cluster.call_later(0.01, told.append, 'soon')")
     lab.do("cluster.call_later(0.02, told.append, 'never').cancel()")
     wait_until(lambda: lab.do("told") == ["soon", "late"], "both timers")
+
+
+def test_importing_the_package_loads_nothing_of_this(start_program: StartProgram) -> None:
+    """The primary of `run` imports its own modules from the same package; the programs' side stays out of it."""
+    code = (
+        "import sys; from sharedcluster.cluster import events, primary; import sharedcluster.cluster.worker_handle\n"
+        "print([name for name in sys.modules if name.startswith(('sharedcluster.program', 'gevent'))])"
+    )
+    program = start_program("-c", code)
+    assert program.wait() == 0
+    assert program.lines == ["[]"]

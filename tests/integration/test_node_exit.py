@@ -232,7 +232,7 @@ def test_a_storm_leaves_nothing_behind(start_lab: StartLab) -> None:
         wait_until(
             lambda: lab.do("[len(cluster.workers), len(cluster.on.__self__._departures)]") == [0, 0], "all are gone"
         )
-        lab.do("cluster.on.__self__._servers.close()")
+        lab.do("cluster.on.__self__.servers.close()")
         held = lab.do("[len(os.listdir('/proc/self/fd')), len(cluster.on.__self__._board._free)]")
         before = before or held
         assert held == before
@@ -273,6 +273,26 @@ def test_ctrl_c_reaches_all_and_drains_once(start_lab: StartLab) -> None:
     assert "Traceback" not in lab.output
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.1, 0.2])
+def test_ctrl_c_while_workers_start(start_program: StartProgram, tmp_path: Path, pause: float) -> None:
+    """INT to the group before the workers' interpreters are up: no traceback, nothing left, code 0."""
+    script = tmp_path / "starts.py"
+    script.write_text(
+        "from sharedcluster import cluster\n"
+        "if cluster.is_primary:\n    for _ in range(3): cluster.fork()\n"
+        "    cluster.on('fork', lambda w: print('forked', flush=True))\n"
+        "else:\n    cluster.serve(lambda environ, start: [], port=0)\n"
+    )
+    program = start_program(str(script))
+    program.wait_for("forked")
+    time.sleep(pause)
+    program.note_processes()
+    os.killpg(program.process.pid, signal.SIGINT)
+    assert program.wait() == 0
+    assert "Traceback" not in program.output
+    assert not program.left_over()
+
+
 def test_a_second_signal_stops_now(start_lab: StartLab) -> None:
     """The first INT drains, the second one cuts what is in flight."""
     lab = start_lab(1)
@@ -297,13 +317,14 @@ def test_a_handler_for_the_signal_is_the_scripts(start_lab: StartLab) -> None:
     assert lab.do("[w.state for w in cluster.workers.values()]") == ["online"]
 
 
-def test_a_supervisor_that_always_forks_still_stops(start_program: StartProgram, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fork", ["cluster.fork()", "cluster.call_later(0, cluster.fork)"])
+def test_a_supervisor_that_always_forks_still_stops(start_program: StartProgram, tmp_path: Path, fork: str) -> None:
     """`on("exit", fork)` without a condition: TERM drains and ends; no worker is started on the way out."""
     script = tmp_path / "always.py"
     script.write_text(
         "from sharedcluster import cluster\n"
         "if cluster.is_primary:\n    for _ in range(2): cluster.fork()\n"
-        "    cluster.on('exit', lambda w, c, s: cluster.fork())\n"
+        f"    cluster.on('exit', lambda w, c, s: {fork})\n"
         "    cluster.on('online', lambda w: print('online', w.id, flush=True))\n"
     )
     program = start_program(str(script))

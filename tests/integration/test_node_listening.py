@@ -158,7 +158,7 @@ def test_the_backlog_reaches_the_kernel(start_lab: StartLab) -> None:
     # ss(8) shows it as Send-Q of a listening socket; here it is asked of the socket itself (TCP_INFO, tcpi_sacked).
     info = lab.do(
         "import socket, struct\n"
-        "s = [x for x in cluster.on.__self__._servers._by_index.values()][0].listener.socket\n"
+        "s = [x for x in cluster.on.__self__.servers._by_index.values()][0].listener.socket\n"
         "result = struct.unpack_from('I', s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)[0]"
     )
     assert info == 7

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.program_process import StartLab
@@ -127,3 +129,26 @@ def test_uid_and_gid(start_lab: StartLab) -> None:
     lab.fork(1)
     status = Path(f"/proc/{lab.pid(1)}/status").read_text()
     assert "Gid:\t65534" in status
+
+
+def test_a_private_redis_for_this_run(start_lab: StartLab) -> None:
+    """`redis="auto"`: workers find its URL; it outlives kill -9 of its keeper, and is gone with the last process."""
+    lab = start_lab(1)
+    assert "SHAREDCLUSTER_REDIS_URL" not in lab.at(1, "dict(os.environ)")
+    lab.do("cluster.setup_primary(redis='auto')")
+    lab.fork(1)
+    url = lab.at(2, "os.environ['SHAREDCLUSTER_REDIS_URL']")
+    ask = f"__import__('redis').Redis.from_url({url!r}).ping()"
+    assert lab.at(2, ask) is True
+    family = psutil.Process(lab.process.pid).children()
+    workers = {lab.pid(1), lab.pid(2)}
+    keeper = next(child for child in family if child.pid not in workers)
+    keeper.kill()
+    lab.wait_for("started again")
+    wait_until(lambda: lab.at(2, ask) is True, "it answers again")
+    folder = Path(url.removeprefix("unix://").partition("?")[0]).parent
+    lab.note_processes()
+    lab.process.stdin.close()  # type: ignore[union-attr]
+    lab.signal(signal.SIGTERM)
+    assert lab.wait() == 0
+    wait_until(lambda: not lab.left_over() and not folder.exists(), "nothing is left")

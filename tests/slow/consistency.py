@@ -277,7 +277,7 @@ class Register:
 
 def between_writes() -> float:
     """Bursts, and then nothing for long enough that a value which was left stale is seen to be."""
-    return random.uniform(0, 0.05) if random.random() < 0.95 else STALE_BOUND + 1.5
+    return random.uniform(0, 0.05) if random.random() < 0.9 else STALE_BOUND + 1.5
 
 
 def cache_writer(run: Run, register: Register, name: str) -> None:
@@ -555,6 +555,14 @@ class World:
             connection.recv(100)
         gevent.sleep(2)
 
+    def kill_subscribers(self) -> None:
+        """Workers cannot listen for a while, but can write: what is published meanwhile is missed."""
+        with socket.create_connection(("127.0.0.1", self.redis.port), timeout=5) as connection:
+            for _ in range(15):
+                connection.sendall(b"CLIENT KILL TYPE pubsub\r\n")
+                connection.recv(100)
+                gevent.sleep(0.1)
+
     def cut_links(self) -> None:
         """All connections to Redis break at once."""
         self.tell_link("cut")
@@ -574,6 +582,7 @@ FAULTS: dict[str, Callable[[World], None]] = {
     "restart redis": World.restart_redis,
     "stop redis": World.stop_redis,
     "pause clients": World.pause_clients,
+    "kill subscribers": World.kill_subscribers,
     "cut links": World.cut_links,
     "black hole": World.black_hole,
 }

@@ -110,13 +110,19 @@ def use_lock() -> dict[str, Any]:
 def publish() -> dict[str, Any]:
     """Publish one message."""
     job = request.get_json()
-    return {"position": shared.publish(job["channel"], job["data"], history=HISTORY)}
+    return {"position": shared.publish(job["channel"], job["data"], history=HISTORY, once=job.get("once", ""))}
 
 
 @app.get("/events/<channel>")
 def events(channel: str) -> Response:
     """Listen."""
     return shared.stream(channel)
+
+
+@app.get("/plain")
+def plain() -> str:
+    """Nothing shared."""
+    return "plain"
 
 
 @app.get("/pid")
@@ -239,7 +245,6 @@ GUARDS: dict[str, Callable[[], None]] = {
     ),
     "catching-up": without_catching_up,
     "lock-nx": replace_in_script("lock_acquire", "ARGV[1], 'NX', 'PX'", "ARGV[1], 'PX'"),
-    "lock-owner": replace_in_script("lock_release", "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end", ""),
     "compare": replace_in_script("dict_write", "(kind == 'cas' and stored ~= ARGV[at + 2])", "false"),
 }
 

@@ -23,7 +23,7 @@ OURS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "expected"), zip(SCENARIOS, OURS, strict=True))
+@pytest.mark.parametrize(("name", "expected"), list(zip(SCENARIOS, OURS, strict=True)))
 def test_ours(name: str, expected: str) -> None:
     """What docs/from-node.md says of ours is so."""
     if shutil.which("node"):

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from sharedcluster.control import client as control
+from sharedcluster.control.protocol import ControlError
 from tests.cluster_process import Cluster
 from tests.conftest import StartCluster
 from tests.strict_clients import Client, Crowd
@@ -153,7 +154,7 @@ def test_reload_scale_recycle_at_once(start_cluster: StartCluster, tmp_path: Pat
         rows = [w for w in cluster.workers() if w["state"] == "listening"]
         try:
             control.call(cluster.control, "drain", id=chance.choice(rows)["id"])
-        except (control.ControlError, IndexError):
+        except (ControlError, IndexError):
             return  # it leaves already
 
     def term() -> None:

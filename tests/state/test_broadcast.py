@@ -98,6 +98,18 @@ def test_who_comes_back_too_late_is_told(state: SharedState) -> None:
     assert b"event: reset" in found[0].frame(hub.codec)
 
 
+def test_a_repeated_publish_with_the_same_token_is_one_message(make_state: MakeState) -> None:
+    """Who does not know whether a publish happened repeats it with the same token, on any worker."""
+    first, second = make_state(), make_state()
+    subscription = first.broadcast.subscribe("c")
+    positions = {str(hub.publish("c", "x", 10, once="order 7")) for hub in (first.broadcast, second.broadcast)}
+    second.broadcast.publish("c", "y", 10)
+    assert [message.raw for message in take(subscription, 2)] == [b'"x"', b'"y"']
+    assert len(positions) == 1
+    with pytest.raises(ValueError, match="with history"):
+        first.broadcast.publish("c", "x", once="order 7")
+
+
 def test_a_lost_history_is_told(state: SharedState) -> None:
     """Redis lost the channel: offsets begin again in another epoch, and the client is told to start over."""
     hub = state.broadcast
@@ -207,3 +219,22 @@ def test_lines_of_a_payload_stay_lines(state: SharedState) -> None:
     next(stream)
     state.broadcast.publish("c", "one\ntwo\rid: 5\r\n\r\nevent: x")
     assert next(stream) == b"data: one\ndata: two\ndata: id: 5\ndata: \ndata: event: x\n\n"
+
+
+def test_presence_is_seen_everywhere_and_ends(make_state: MakeState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members of all workers; two tabs count once and leave with the last; a dead worker's members time out."""
+    monkeypatch.setattr("sharedcluster.state.presence.TIMEOUT", 0.6)
+    monkeypatch.setattr("sharedcluster.state.presence.REFRESH_INTERVAL", 0.1)
+    first, second = make_state(), make_state()
+    first.presence.join("c", "ann", {"age": 1})
+    first.presence.join("c", "ann", {"age": 1})
+    second.presence.join("c", "bob")
+    assert first.presence.members("c") == second.presence.members("c") == {"ann": {"age": 1}, "bob": None}
+    first.presence.leave("c", "ann")
+    assert set(second.presence.members("c")) == {"ann", "bob"}
+    first.presence.leave("c", "ann")
+    assert set(second.presence.members("c")) == {"bob"}
+    time.sleep(1.0)
+    assert set(first.presence.members("c")) == {"bob"}  # refreshed
+    second.presence.stop()  # dead: nobody vouches any more
+    wait_until(lambda: first.presence.members("c") == {}, "timed out")

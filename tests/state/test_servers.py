@@ -132,6 +132,10 @@ def walk_through_the_rest(first: SharedState, second: SharedState) -> None:
     found = [message.raw for message in take(subscription, 2)]
     assert found == [b'"one"', b'"two"']
     assert [m.raw for m in second.broadcast.subscribe("c", position).next_messages(2)] == [b'"two"']
+    first.presence.join("c", "ann", 1)
+    assert second.presence.members("c") == {"ann": 1}
+    first.presence.leave("c", "ann")
+    assert second.presence.members("c") == {}
     with first.lock("l") as lock:
         assert not second.lock("l", wait=0).acquire()
         assert lock.fence > 0

@@ -271,6 +271,33 @@ def test_login_leaves_no_way_in_through_the_old_id(make_state: MakeState, how: s
     assert browser.get(first, "user") == "ann"
 
 
+@pytest.mark.parametrize("how", ["rotate", "clear"])
+def test_a_request_that_raced_with_login_does_not_replace_its_cookie(make_state: MakeState, how: str) -> None:
+    """It arrives with the old id right after the login: it sees nothing, stores nothing and sets no cookie."""
+    first, second = make_state(), make_state()
+    browser, racing = Browser(), Browser()
+    browser.set(first, a=1)
+    racing.cookie = browser.cookie
+
+    def log_in(session: Session) -> None:
+        session.rotate() if how == "rotate" else session.clear()
+        session["user"] = "ann"
+
+    browser.visit(first, log_in)
+    wait_until(lambda: racing.get(second, "a") is None, "the old id is dead")
+    session = racing.open(second)
+    session["csrf"] = "x"
+    assert racing.save(second, session).action is CookieAction.KEEP
+    # Who means to begin anew with it can: another login.
+    racing.visit(second, lambda session: session.rotate())
+    session = racing.open(second)
+    session.rotate()
+    session["user"] = "bob"
+    assert racing.save(second, session).action is CookieAction.SET
+    assert browser.get(second, "user") == "ann"
+    assert racing.get(first, "user") == "bob"
+
+
 def test_a_user_can_be_logged_out_everywhere(make_state: MakeState) -> None:
     """bind_user lists a user's sessions; revoke ends one, revoke_user all but the present one."""
     first, second = make_state(), make_state()

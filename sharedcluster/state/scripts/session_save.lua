@@ -6,7 +6,7 @@
 -- Returns {1, version, previous version [, all fields if somebody else has written since base]}, {0} when the session
 -- is gone, or {2, field, stored value, ...} when `merge` is on and a field is not what the writer saw.
 local key = KEYS[1]
-local exists = redis.call('EXISTS', key) == 1
+local exists = redis.call('HGET', key, '@v')
 if not exists and ARGV[1] == '0' then return {0} end
 
 local n = tonumber(ARGV[11])
@@ -58,6 +58,10 @@ local name = ARGV[6]
 if ARGV[7] ~= '' then
   name = ARGV[7]
   redis.call('RENAME', key, KEYS[2])
+  -- For a moment the old id is known to have ended: a request that was on its way with it must not begin a session of
+  -- its own, whose cookie would replace the new one in the browser.
+  redis.call('HSET', key, '@t', '1')
+  redis.call('PEXPIRE', key, 10000)
   redis.call('PUBLISH', ARGV[4], 's - ' .. ARGV[6])
 end
 if user then

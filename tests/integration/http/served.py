@@ -12,6 +12,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import _socket  # noqa: E402 - nothing may be imported before the patch
+import gc  # noqa: E402
 import json  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
@@ -240,6 +241,28 @@ def ignore_upgrade(environ: Environ, start: StartResponse) -> list[bytes]:
     return [str("werkzeug.socket" in environ).encode()]
 
 
+kept: list[Any] = []
+
+
+def keep_socket(environ: Environ, start: StartResponse) -> list[bytes]:
+    """Keeps a socket it was promised, and tries to use the one kept before."""
+    kept.append(environ["werkzeug.socket"])
+    start("200 OK", [TEXT])
+    try:
+        kept[0].sendall(b"stolen") if len(kept) > 1 else None
+    except OSError:
+        return [b"refused"]
+    return [b"ok"]
+
+
+def garbage(environ: Environ, start: StartResponse) -> list[bytes]:
+    """How many objects only the cyclic collector could free; it does not run by itself from now on."""
+    found = gc.collect()
+    gc.disable()
+    start("200 OK", [TEXT])
+    return [str(found).encode()]
+
+
 def take_raw(environ: Environ, start: StartResponse) -> list[bytes]:
     """Takes the socket as a library of its own would: echoes one message, what was sent ahead included."""
     sock = environ["werkzeug.socket"]
@@ -256,6 +279,7 @@ APPS: dict[str, Callable[..., Any]] = {
     "/slow": slow, "/fields": fields, "/crash": crash, "/crash-late": crash_late, "/error-page": error_page,
     "/twice": twice, "/never": never, "/write": write, "/lazy": lazy, "/file": file, "/notes": notes,
     "/control": control, "/migrate": migrate, "/ignore-upgrade": ignore_upgrade, "/raw": take_raw,
+    "/keep-socket": keep_socket, "/garbage": garbage,
 }  # fmt: skip
 
 

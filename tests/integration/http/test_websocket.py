@@ -79,6 +79,13 @@ def test_what_was_sent_ahead_comes_first(served: Served) -> None:
         assert read_all(sock) == b"ahead behind."
 
 
+def test_socket_of_a_request_that_is_over(served: Served) -> None:
+    """Who keeps the promised socket beyond its request cannot take the connection from the next one."""
+    answer = served.ask(get("/keep-socket", *UPGRADE, close=False) * 2 + get("/plain"))
+    assert b"stolen" not in answer
+    assert [part[-7:] for part in answer.split(b"HTTP/1.1 200")][2].endswith(b"refused")
+
+
 def test_upgrade_without_connection_is_none(served: Served) -> None:
     """`Upgrade` counts only when `Connection` names it (RFC 9110 7.8)."""
     assert served.ask(get("/ignore-upgrade", "Upgrade: raw")).endswith(b"False")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from sharedcluster.cli import cli, templates
+from sharedcluster.cli import cli, logs, templates
 from sharedcluster.cli.monit import View, frame
 from sharedcluster.cli.tables import duration, table
 from sharedcluster.cli.targets import Target
@@ -107,3 +107,19 @@ def test_a_mistyped_verb_gets_a_suggestion() -> None:
     """And PM2's other names work."""
     assert "Did you mean 'restart'" in CliRunner().invoke(cli, ["restrat"]).output
     assert CliRunner().invoke(cli, ["ls", "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text", "shown"),
+    [
+        (False, "\x1b[31mred\x1b[0m", "red"),
+        (True, "\x1b[31mred\x1b[0m", "\x1b[31mred\x1b[0m\x1b[0m"),
+        (True, "a\x1b[2Jb\rc", "a\\x1b[2Jb\\x0dc"),
+    ],
+)
+def test_a_log_may_have_colour_and_nothing_worse(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool, text: str, shown: str
+) -> None:
+    """Colours of the application are kept on a terminal only; what would clear the screen is shown as text."""
+    monkeypatch.setattr(logs, "wants_colour", lambda: wanted)
+    assert logs._printable(text) == shown

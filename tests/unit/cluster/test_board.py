@@ -21,7 +21,7 @@ def test_what_a_child_writes_is_seen_here() -> None:
 
 
 def test_a_loop_stands_still_after_a_while_of_work() -> None:
-    """Waiting is not standing still, however long; working is, after 20 ms without a pause."""
+    """Waiting is not standing still, however long; working is, after a while without a pause."""
     row = Board().take()
     row.works()
     now = time.monotonic_ns()

@@ -151,3 +151,17 @@ def test_sticky_prefers_the_newcomer_of_a_reload() -> None:
     assert policy.pick(("192.0.2.7", 1)) is new
     policy.remove(old)
     assert policy.pick(("192.0.2.7", 1)) is new
+
+
+def test_sticky_a_slot_goes_back_to_who_had_it() -> None:
+    """Of two workers with one slot the newer has it; when that one fails, the older has it again."""
+    policy = Sticky()
+    old, other, new = worker(1, 0), worker(2, 1), worker(3, 0, generation=2)
+    for each in (old, other):
+        policy.add(each)
+    peers = [(f"10.0.0.{n}", 1) for n in range(50)]
+    before = [policy.pick(peer) for peer in peers]
+    policy.add(new)
+    assert [policy.pick(peer) for peer in peers] == [new if w is old else w for w in before]
+    policy.remove(new)
+    assert [policy.pick(peer) for peer in peers] == before

@@ -158,12 +158,14 @@ class Work:
         self.waits = waits
         self.is_clean = is_clean
         self.ran_in: Any = None
+        self.is_done = False
 
     def run(self) -> bool:
         """Run."""
         self.ran_in = getcurrent()
         if self.waits:
             gevent.sleep(0)
+        self.is_done = True
         return self.is_clean
 
 
@@ -176,7 +178,10 @@ def run_in_hub(pool: GreenletPool, *jobs: Work) -> None:
 
     for job in jobs:
         gevent.get_hub().loop.run_callback(start, job)
-    gevent.sleep(0.01)
+    with gevent.Timeout(10):
+        while not all(job.is_done for job in jobs):
+            gevent.sleep(0)
+    gevent.sleep(0)
 
 
 def test_greenlets_are_used_again() -> None:

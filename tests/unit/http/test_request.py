@@ -188,6 +188,27 @@ def test_what_we_accept_h11_accepts_and_reads_alike(head: bytes) -> None:
         assert len(body.data) == (5 if ours.length == CHUNKED else ours.length)
 
 
+@settings(max_examples=500, deadline=None)
+@given(st.sampled_from(HEADS), mutated())
+def test_a_repeated_end_is_read_as_the_whole(first: bytes, second: bytes) -> None:
+    """Where only the request line is read, the environ is the one that reading the whole head gives."""
+    reader = HeadReader(HttpSettings())
+    fields = first[first.index(b"\r\n") :]
+    data = second.partition(b"\r\n")[0] + fields
+    try:
+        last = read(first, reader)
+    except Refused:
+        return
+    head = None if last.length or last.upgrade else reader.read_line(data, fields, last)
+    if head is not None:
+        whole = read(data)
+        assert head.environ == whole.environ
+        assert all(
+            getattr(head, name) == getattr(whole, name)
+            for name in ("length", "is_head", "is_http10", "keep_alive", "expects_continue", "upgrade")
+        )
+
+
 def test_forwarding_fields_are_dropped_for_strangers_in_any_spelling() -> None:
     """Case, underscores and repetition do not carry a forwarding field through."""
     names = ["X-Forwarded-For", "x-forwarded-FOR", "X_Forwarded_For", "X-Forwarded-Anything", "Forwarded", "X-Real-Ip"]

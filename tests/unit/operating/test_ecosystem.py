@@ -153,3 +153,18 @@ def test_a_spec_survives_its_record(tmp_path: Path) -> None:
     """What is written into a record and read again is the same application."""
     for spec in specs(write(tmp_path, "a.toml", TOML)).values():
         assert AppSpec.from_json(json.loads(json.dumps(spec.as_json()))) == spec
+
+
+def test_the_shells_port_is_not_everybodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """$PORT of the shell does not override a port of the file, $PORT of the app's own env does."""
+    monkeypatch.setenv("PORT", "9999")
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, "a.toml", "[apps.one]\nport = 8001\n[apps.two]\n[apps.three]\nport = 8003\n"
+                 "env = {PORT = 7777}\n")  # fmt: skip
+    found = specs(path)
+    monkeypatch.setenv("PORT", "9999")
+    ports = {}
+    for name, spec in found.items():
+        monkeypatch.setenv("PORT", spec.env.get("PORT", "9999"))
+        ports[name] = spec.resolve(tmp_path).config.port
+    assert ports == {"one": 8001, "two": 9999, "three": 7777}

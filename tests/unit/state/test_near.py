@@ -10,17 +10,17 @@ import pytest
 from sharedcluster.state.near import Near
 
 
-def make_near(*, entries: int = 100, size: int = 10_000, max_age: float = 60.0) -> Near[str]:
+def make_near(*, entries: int = 100, size: int = 10_000, max_age: float = 60.0, ordered: bool = False) -> Near[str]:
     """A near cache whose delivery is always proven."""
-    return Near(lambda: True, entries=entries, size=size, max_age=max_age)
+    return Near(lambda: True, entries=entries, size=size, max_age=max_age, ordered=ordered)
 
 
 class World:
     """One value in Redis, one worker with a near copy, two readers, two writers; messages arrive in order."""
 
-    def __init__(self, *, guarded: bool) -> None:
+    def __init__(self, *, guarded: bool, ordered: bool) -> None:
         self.stored = 0
-        self.near: Near[str] = make_near()
+        self.near: Near[str] = make_near(ordered=ordered)
         self.messages: list[int] = []
         self.guarded = guarded
         self.read: dict[str, tuple[int, int]] = {}
@@ -55,11 +55,11 @@ def interleavings() -> Iterator[list[str]]:
             yield list(order)
 
 
-def stale_worlds(*, guarded: bool) -> int:
+def stale_worlds(*, guarded: bool, ordered: bool = False) -> int:
     """In how many interleavings an old value is left near although every message has been delivered."""
     count = 0
     for order in interleavings():
-        world = World(guarded=guarded)
+        world = World(guarded=guarded, ordered=ordered)
         for step in order:
             world.step(step)
         entry = world.near.get("k")
@@ -67,14 +67,33 @@ def stale_worlds(*, guarded: bool) -> int:
     return count
 
 
-def test_no_interleaving_leaves_a_stale_entry() -> None:
+@pytest.mark.parametrize("ordered", [False, True])
+def test_no_interleaving_leaves_a_stale_entry(ordered: bool) -> None:
     """The fill guard closes the race between a slow reader and an invalidation that overtakes it."""
-    assert stale_worlds(guarded=True) == 0
+    assert stale_worlds(guarded=True, ordered=ordered) == 0
 
 
-def test_without_the_guard_some_do() -> None:
+@pytest.mark.parametrize("ordered", [False, True])
+def test_without_the_guard_some_do(ordered: bool) -> None:
     """The model can fail: without the guard the race is there."""
-    assert stale_worlds(guarded=False) > 0
+    assert stale_worlds(guarded=False, ordered=ordered) > 0
+
+
+def test_the_echo_of_an_older_write_drops_nothing() -> None:
+    """With versions as marks: a late message about version 5 neither drops nor refuses version 6; one about 7 does."""
+    near = make_near(ordered=True)
+    begun = near.begin()
+    near.invalidate("k", b"5")
+    assert near.fill("k", "six", begun, mark=b"6") is not None
+    near.invalidate("k", b"5")
+    near.invalidate("k", b"6")
+    assert near.get("k") is not None
+    begun = near.begin()
+    near.invalidate("k", b"10")  # more digits, not less
+    assert near.get("k") is None
+    assert near.fill("k", "six again", begun, mark=b"6") is None
+    near.invalidate("k")
+    assert near.fill("k", "ended", begun, mark=b"99") is None
 
 
 def test_untrusted_delivery_means_no_entry_and_no_fill() -> None:
