@@ -56,12 +56,14 @@ class HandOff:
     # -- rotation --------------------------------------------------------------------------------------------------
 
     def enter(self, worker: WorkerHandle) -> None:
-        """It takes connections from now on."""
+        """It takes connections from now on; one that rested does so no longer."""
+        self.leave(worker)
         self._in_rotation[worker.id] = worker
         self._policy.add(worker)
 
     def leave(self, worker: WorkerHandle) -> None:
-        """It gets none any more; a worker that is not in rotation is left as it is."""
+        """It gets none any more, also not after its rest; a worker that is not in rotation is left as it is."""
+        self._resting = [(until, other) for until, other in self._resting if other is not worker]
         if worker.id in self._in_rotation:
             del self._in_rotation[worker.id]
             self._policy.remove(worker)

@@ -81,21 +81,23 @@ def test_kill_all_workers_again_and_again(
     books = Books(tmp_path / "ledger")
     cluster = start_cluster(APP, "-w", "3", "--redis", "none", *options, env={"LEDGER": str(books.path)})
     chance = random.Random(5)
-    killed = 0
+    killed = may_lose = 0
     with Crowd(*clients(cluster)) as crowd:
         wait_until(crowd.all_got(2), "all are served")
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
-            victims = [w["pid"] for w in cluster.workers() if w["state"] == "listening" and w["pid"]]
+            victims = [w for w in cluster.workers() if w["state"] == "listening" and w["pid"]]
             if victims:
-                os.kill(chance.choice(victims), signal.SIGKILL)
+                victim = chance.choice(victims)
+                os.kill(victim["pid"], signal.SIGKILL)
                 killed += 1
+                may_lose += victim["connections"] + 4  # and those it took since the board was read
             time.sleep(0.15)
         wait_until(lambda: cluster.has(3), "all are replaced", deadline=40)
         wait_until(crowd.all_got(3), "all are served")
     print("killed", killed)
-    # A killed worker takes with it what it was serving, and idle connections (whose next request fails).
-    books.check(crowd, may_lose=killed * len(crowd.clients))
+    # A killed worker takes its connections with it: requests it was serving, and idle ones, whose next request fails.
+    books.check(crowd, may_lose=may_lose)
     assert cluster.status()["counters"]["restarts"] >= killed * 0.9
     assert cluster.process is not None
     assert not [c for c in psutil.Process(cluster.process.pid).children() if c.status() == psutil.STATUS_ZOMBIE]
@@ -133,7 +135,7 @@ def test_reload_scale_recycle_at_once(start_cluster: StartCluster, tmp_path: Pat
     """
     books = Books(tmp_path / "ledger")
     cluster = start_cluster(
-        APP, "-w", "3", "--redis", "none", "--max-requests", "300", "--max-requests-jitter", "100",
+        APP, "-w", "3", "--redis", "none", "--max-requests", "1000", "--max-requests-jitter", "500",
         env={"LEDGER": str(books.path)},
     )  # fmt: skip
     assert cluster.process is not None
@@ -143,7 +145,8 @@ def test_reload_scale_recycle_at_once(start_cluster: StartCluster, tmp_path: Pat
     fewest = 99
 
     def some_worker() -> int:
-        return int(chance.choice([w for w in cluster.workers() if w["pid"]])["pid"])
+        # One that still loads has nothing to drain: TERM ends it, and the reload it belongs to.
+        return int(chance.choice([w for w in cluster.workers() if w["state"] == "listening"])["pid"])
 
     def scale() -> None:
         nonlocal wanted
