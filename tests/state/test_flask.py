@@ -325,7 +325,7 @@ def test_no_redis_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_requests_without_any_redis_are_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`flask run` without Redis: views without state are served, the others are 503, the log says once what to type."""
+    """Without any Redis: views without state are served, the others are 503, the log says once what to type."""
     monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.delenv("SHAREDCLUSTER_REDIS_URL", raising=False)
     app = Flask(f"x{time.monotonic_ns()}")
