@@ -6,7 +6,7 @@ APP ?= demo_app
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help run test lint types layers unit state integration test-slow bench bench-quick setup setup-test clean
+.PHONY: help run test lint types layers unit state integration test-slow consistency bench bench-quick setup setup-test clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ integration: setup-test  ## real clusters
 
 test-slow: setup-test  ## storms, fuzzing, soak
 	$(BIN)/python -m pytest tests/slow -m slow
+
+consistency: setup-test  ## 200,000 operations on a cluster under faults, checked against the guarantees; ten minutes
+	$(BIN)/python -m tests.slow.consistency
 
 bench:  ## the whole comparison with other servers; about half an hour
 	$(PYTHON) -m benchmarks install

@@ -34,7 +34,9 @@ def test_every_hook_in_its_place(start_cluster: StartCluster, tmp_path: Path) ->
     wait_until(lambda: "when_ready" in names(log), "all are there")
     first = cluster.workers()[0]
     os.kill(first["pid"], signal.SIGKILL)
-    wait_until(lambda: "child_exit" in names(log) and cluster.is_ready(), "it is replaced")
+    wait_until(
+        lambda: "child_exit" in names(log) and len(cluster.workers()) == 2 and cluster.is_ready(), "it is replaced"
+    )
     killed = next(line for line in lines(log) if line["hook"] == "on_exit")
     assert killed["arguments"] == [
         {"id": first["id"], "slot": first["slot"], "generation": 1, "pid": first["pid"]}, None, "SIGKILL",
