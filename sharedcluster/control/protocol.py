@@ -73,14 +73,25 @@ def runtime_folder(*, create: bool = False) -> Path:
         folder = Path(f"/tmp/sharedcluster-{os.getuid()}")  # noqa: S108 - its owner and mode are checked below
     if create:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_private(folder, "SHAREDCLUSTER_RUNTIME_DIR")
+    return folder
+
+
+def check_private(folder: Path, variable: str, *, may_be_link: bool = False) -> None:
+    """See that a folder, if it is there, belongs to this user alone; `variable` names the way to another one.
+
+    A link is refused where others can make one (/tmp), and followed where only its owner can (a home).
+
+    Raises:
+        ConfigError: It is somebody else's, or others may enter it.
+    """
     try:
-        facts = folder.lstat()
+        facts = folder.stat(follow_symlinks=may_be_link)
     except FileNotFoundError:
-        return folder
+        return
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
         raise ConfigError(
             f"{folder} is not a folder of yours alone.",
             fact=f"It must be a folder of user {os.getuid()} with mode 0700.",
-            advice="Set SHAREDCLUSTER_RUNTIME_DIR to another one, or mend it: chmod 700",
+            advice=f"Set {variable} to another one, or mend it: chmod 700",
         )
-    return folder

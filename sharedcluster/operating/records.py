@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from sharedcluster.control.protocol import check_private
 from sharedcluster.errors import ConfigError
 from sharedcluster.operating.spec import AppSpec
 
@@ -37,16 +37,7 @@ def state_folder() -> Path:
     """
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     folder = Path(os.environ.get("SHAREDCLUSTER_STATE_DIR") or Path(base, "sharedcluster"))
-    try:
-        facts = folder.stat()
-    except FileNotFoundError:
-        return folder
-    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
-        raise ConfigError(
-            f"{folder} is not a folder of yours alone.",
-            fact=f"It must be a folder of user {os.getuid()} with mode 0700.",
-            advice="Set SHAREDCLUSTER_STATE_DIR to another one, or mend it: chmod 700",
-        )
+    check_private(folder, "SHAREDCLUSTER_STATE_DIR", may_be_link=True)
     return folder
 
 
