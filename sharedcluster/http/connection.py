@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from sharedcluster.http import policy
 from sharedcluster.http.body import BodyStream, IncomingBody
+from sharedcluster.http.deadlines import GONE
 from sharedcluster.http.exchange import Exchange
 from sharedcluster.http.policy import Refused
 from sharedcluster.http.request import Head, HeadReader, PartialHead
@@ -111,13 +112,14 @@ class Connection(Transport):
         `data` is what has been read before, behind a PROXY head.
         """
         self.expiry = self.server.idle_until
-        self.server.wheel.add(self)
         self._buffer = data
         if data:
             self._go_on()
         else:
             self.on_readable()
         self._is_opening = False
+        if self.slot == GONE and self.phase != CLOSED:  # else it had to be added before, or is over already
+            self.server.wheel.add(self)
         if type(self._exchange) is Exchange and type(self._exchange.input) is BodyStream:
             return  # whose bytes are the application's
         self._is_held = self._is_at_end or self.phase == TAKEN
@@ -201,7 +203,10 @@ class Connection(Transport):
                 return
             is_all = end == len(data)
             bytes_of_head = data if is_all else data[:end]
-            head = self.reader.read(bytes_of_head, self.template)
+            if self._is_opening:
+                head = self.reader.read_first(bytes_of_head, self.template, self.index)
+            else:
+                head = self.reader.read(bytes_of_head, self.template)
         except Refused as refused:
             self.refuse(refused)
             return

@@ -206,11 +206,11 @@ class Exchange:
         if self.request_id is not None:
             standing = f"{standing}X-Request-ID: {self.request_id}\r\n"
         source = (status, self._fields, standing, keep_alive, body_length)
-        response = head.last_response
+        response = head.last.head
         if response is None or response.source != source:
             response = frame(status, self._fields, standing, keep_alive, head.is_head, head.is_http10, body_length)
             response.source = (status, list(self._fields), standing, keep_alive, body_length)
-            head.last_response = response
+            head.last.head = response
         self.response = response
         self.left = response.length
         self.keep_alive = response.keep_alive

@@ -88,13 +88,17 @@ class Forwarding:
         self._looked_for = dict.fromkeys(names).keys()
         self._is_host = is_host
 
+    def concerns(self, environ: Environ) -> bool:
+        """Whether a field that counts is there, so that `apply` may change something."""
+        return not self._looked_for.isdisjoint(environ.keys())
+
     def apply(self, environ: Environ) -> None:
         """Let `environ` show the client instead of the proxy.
 
         Raises:
             Refused: The fields are malformed or contradict each other.
         """
-        if self._looked_for.isdisjoint(environ.keys()):
+        if not self.concerns(environ):
             return
         words = self._rfc7239(environ) if "forwarded" in self._kinds else self._x_forwarded(environ)
         chain, scheme, host, port, prefix = words

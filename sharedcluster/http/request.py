@@ -42,6 +42,20 @@ FORWARDING = frozenset({"HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_CLIENT_IP", 
 KNOWN_NAMES = 512
 """How many spellings of field names, and of hosts, are remembered; beyond it each is worked out anew."""
 
+FIRST_HEADS = 256
+"""How many heads that began a connection are remembered; when they are more, all are forgotten and learned anew."""
+SHORT_HEAD = 2048
+"""Bytes of a head that is worth remembering."""
+
+
+class LastResponse:
+    """The last response head that answered a request, kept with it because the next one is mostly the same."""
+
+    __slots__ = ("head",)
+
+    def __init__(self) -> None:
+        self.head: ResponseHead | None = None
+
 
 class Head:
     """What the engine must know of a request: its environ (a template, to be copied) and its framing."""
@@ -52,12 +66,12 @@ class Head:
         "is_head",
         "is_http10",
         "keep_alive",
-        "last_response",
+        "last",
         "length",
         "upgrade",
     )
 
-    def __init__(self, environ: Environ, length: int) -> None:
+    def __init__(self, environ: Environ, length: int, last: LastResponse | None = None) -> None:
         self.environ = environ
         self.length = length
         self.is_http10 = False
@@ -65,7 +79,18 @@ class Head:
         self.keep_alive = True
         self.expects_continue = False
         self.upgrade = False
-        self.last_response: ResponseHead | None = None
+        self.last = last or LastResponse()
+
+    def said_by(self, template: Environ) -> Head:
+        """The same head from another client; `self` is one that `HeadReader.read_first` remembers."""
+        environ = self.environ.copy()
+        environ["REMOTE_ADDR"] = template["REMOTE_ADDR"]
+        if "REMOTE_PORT" in template:
+            environ["REMOTE_PORT"] = template["REMOTE_PORT"]
+        head = Head(environ, 0, self.last)
+        head.is_http10 = self.is_http10
+        head.keep_alive = self.keep_alive
+        return head
 
 
 class HeadReader:
@@ -86,6 +111,7 @@ class HeadReader:
         self._keys: dict[str, str] = {}
         self._hosts: set[str] = set()
         self._tokens: dict[object, tuple[bool, bool, bool]] = {}
+        self._first: dict[tuple[int, bytes], Head] = {}
         self._renew()
 
     def _renew(self) -> None:
@@ -117,6 +143,28 @@ class HeadReader:
             self._renew()
             raise
 
+    def read_first(self, head: bytes, template: Environ, listener: int) -> Head:
+        """As `read`, for the head that begins a connection: what one client says there, others have often said before.
+
+        Clients without keep-alive (health checks, proxies, scripts) send the same bytes on one connection after the
+        other; judging them was a third of what such a connection cost here. All that differs between two clients of
+        one listener is their address, unless a proxy speaks for somebody.
+        """
+        known = self._first.get((listener, head))
+        if known is not None:
+            return known.said_by(template)
+        found = self.read(head, template)
+        is_plain = not (found.length or found.upgrade or found.expects_continue)
+        speaks_for_others = self._forwarding is not None and self._forwarding.concerns(found.environ)
+        if is_plain and not speaks_for_others and len(head) <= SHORT_HEAD:
+            if len(self._first) >= FIRST_HEADS:
+                self._first.clear()
+            kept = found.said_by(template)
+            del kept.environ["REMOTE_ADDR"]
+            kept.environ.pop("REMOTE_PORT", None)
+            self._first[listener, head] = kept
+        return found
+
     def read_line(self, data: bytes, fields: bytes, last: Head) -> Head | None:
         """Read a head whose end, from the first CRLF on, is that of `last`: a client mostly repeats its fields.
 
@@ -140,7 +188,7 @@ class HeadReader:
         head.is_http10 = last.is_http10
         head.keep_alive = last.keep_alive
         if head.is_head is last.is_head:
-            head.last_response = last.last_response
+            head.last = last.last
         return head
 
     def _judge_anew(self, head: bytes) -> None:

@@ -23,7 +23,7 @@ from sharedcluster.http.access_log import json_line, text_line
 from sharedcluster.http.body import EmptyInput
 from sharedcluster.http.connection import Connection
 from sharedcluster.http.counters import Counters, HttpStats
-from sharedcluster.http.deadlines import TICK, Wheel
+from sharedcluster.http.deadlines import GONE, TICK, Wheel
 from sharedcluster.http.exchange import Exchange, FileWrapper
 from sharedcluster.http.forwarded import AllowList
 from sharedcluster.http.greenlets import GreenletPool
@@ -209,7 +209,8 @@ class Server:
 
     def forget(self, connection: Connection | Greeting) -> None:
         """`connection` is closed or released."""
-        self.wheel.remove(connection)
+        if connection.slot != GONE:
+            self.wheel.remove(connection)
         self._connections.discard(connection)
         self._check_drained()
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharedcluster.http import policy
+from sharedcluster.http.forwarded import AllowList
 from sharedcluster.http.policy import Refused
-from sharedcluster.http.request import CHUNKED, Head, HeadReader
-from sharedcluster.http.settings import HttpSettings
+from sharedcluster.http.request import CHUNKED, FIRST_HEADS, SHORT_HEAD, Head, HeadReader
+from sharedcluster.http.settings import Environ, HttpSettings
 
 TEMPLATE: dict[str, object] = {"SCRIPT_NAME": "", "wsgi.url_scheme": "http"}
 
@@ -207,6 +208,69 @@ def test_a_repeated_end_is_read_as_the_whole(first: bytes, second: bytes) -> Non
             getattr(head, name) == getattr(whole, name)
             for name in ("length", "is_head", "is_http10", "keep_alive", "expects_continue", "upgrade")
         )
+
+
+CLIENTS: list[dict[str, object]] = [
+    {**TEMPLATE, "REMOTE_ADDR": "127.0.0.1", "REMOTE_PORT": "1"},
+    {**TEMPLATE, "REMOTE_ADDR": "127.0.0.1", "REMOTE_PORT": "2"},
+    {**TEMPLATE, "REMOTE_ADDR": ""},
+]
+SPOKEN_FOR = [
+    b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: b:1\r\n\r\n",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(HEADS + SPOKEN_FOR), st.sampled_from(CLIENTS)), max_size=12), st.booleans())
+def test_a_remembered_first_head_is_read_as_a_new_one(heads: list[tuple[bytes, Environ]], is_proxy: bool) -> None:
+    """Whoever said the same before, a client's first head gives the environ and framing that reading it gives."""
+    allowed = AllowList(["127.0.0.1"]) if is_proxy else None
+    reader = HeadReader(HttpSettings(), allowed)
+    for head, template in heads:
+        try:
+            whole = HeadReader(HttpSettings(), allowed).read(head, template)
+        except Refused:
+            with pytest.raises(Refused):
+                reader.read_first(head, template, 0)
+            continue
+        first = reader.read_first(head, template, 0)
+        assert first.environ == whole.environ
+        assert all(
+            getattr(first, name) == getattr(whole, name)
+            for name in ("length", "is_head", "is_http10", "keep_alive", "expects_continue", "upgrade")
+        )
+
+
+def test_a_first_head_is_remembered_for_its_listener_alone() -> None:
+    """What a listener says of itself (its port, its scheme) does not travel to another one with the same bytes."""
+    reader = HeadReader(HttpSettings())
+    head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    ports = {index: {"SERVER_PORT": str(8000 + index), "REMOTE_ADDR": "192.0.2.1"} for index in (0, 1)}
+    for _ in range(2):
+        for index, template in ports.items():
+            assert reader.read_first(head, dict(template), index).environ["SERVER_PORT"] == template["SERVER_PORT"]
+
+
+def test_a_changed_environ_is_not_remembered() -> None:
+    """What one request's environ is made into does not show in the next one's."""
+    reader = HeadReader(HttpSettings())
+    head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    for _ in range(3):
+        environ = reader.read_first(head, CLIENTS[0], 0).environ
+        assert "secret" not in environ
+        environ["secret"] = environ["REMOTE_ADDR"] = "x"
+
+
+def test_remembered_first_heads_are_bounded() -> None:
+    """Clients that never say the same twice, or much, fill no memory."""
+    reader = HeadReader(HttpSettings())
+    for number in range(2000):
+        reader.read_first(f"GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n".encode(), CLIENTS[0], 0)
+        assert len(reader._first) <= FIRST_HEADS
+    reader._first.clear()
+    reader.read_first(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * SHORT_HEAD + b"\r\n\r\n", CLIENTS[0], 0)
+    assert not reader._first
 
 
 def test_forwarding_fields_are_dropped_for_strangers_in_any_spelling() -> None:
