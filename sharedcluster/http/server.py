@@ -285,7 +285,7 @@ class Server:
     def _refresh(self, now: float) -> None:
         """Work out once per tick what every request needs."""
         self.wheel.now = now
-        idle = self.settings.drain_linger if self.is_draining else self.settings.keep_alive
+        idle = self.settings.drain_linger if self.is_draining else self.settings.keep_alive or NEVER
         self.idle_until = now + idle
         second = int(time.time())
         if second != self._second:
