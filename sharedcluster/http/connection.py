@@ -33,7 +33,7 @@ from sharedcluster.http.policy import Refused
 from sharedcluster.http.request import Head, HeadReader, PartialHead
 from sharedcluster.http.response import refusal
 from sharedcluster.http.settings import Environ, Proxied, ReleasedConnection
-from sharedcluster.http.transport import NEVER, ClientGone, Transport, os_close
+from sharedcluster.http.transport import NEVER, READ, ClientGone, Transport, os_close
 from sharedcluster.http.upgrade import TakenSocket
 
 if TYPE_CHECKING:
@@ -143,9 +143,16 @@ class Connection(Transport):
         except BlockingIOError:
             return
         except OSError:
-            self.close()
+            self._lose()
         except Exception:
             log.exception("[BUG] a connection is cut")
+            self.close()
+
+    def _lose(self) -> None:
+        """The connection is broken. An event stream that waits for its next event would never find out by itself."""
+        if self._exchange is not None and self._exchange.is_event_stream:
+            self._exchange.end(None)
+        else:
             self.close()
 
     def _read_line(self, data: bytes) -> None:
@@ -182,15 +189,28 @@ class Connection(Transport):
 
     def _read_ahead(self, data: bytes) -> None:
         """A request is being served, and the client has sent more, or its end."""
-        self.unwatch()
+        exchange = self._exchange
+        is_event_stream = exchange is not None and exchange.is_event_stream
         if data:
             self._buffer += data
-            return
+            if is_event_stream and len(self._buffer) <= READ:
+                return  # go on watching, for only so its client's end is seen
+        else:
+            self._is_at_end = self._is_held = True
+        self.unwatch()
         # A client may close its sending side and wait for the answer. One of an event stream does not.
-        self._is_at_end = self._is_held = True
-        exchange = self._exchange
-        if exchange is not None and exchange.is_event_stream:
+        if exchange is not None and is_event_stream:
             exchange.end(None)
+
+    def begin_event_stream(self) -> None:
+        """An event stream begins, which may never write again: from here on the loop looks out for its client's end.
+
+        Raises:
+            ClientGone: It has left already.
+        """
+        if self._is_at_end:
+            raise ClientGone("left before its event stream began")
+        self.watch()
 
     def _read_head(self, data: bytes, seen: int = 0) -> None:
         """`data` is all there is of the next message, `seen` bytes of which have been looked at before."""
@@ -451,7 +471,12 @@ class Connection(Transport):
             log.warning("cut after %.1f s: %s", time.monotonic() - exchange.started_at, exchange.describe())
         self.close()
         if exchange is not None:
-            self.server.loop.run_callback(exchange.end, None)
+            self.server.loop.run_callback(self._end_cut, exchange)
+
+    def _end_cut(self, exchange: Exchange) -> None:
+        """From the loop: end an exchange that has not ended by itself, for closing woke it if it waited to write."""
+        if self._exchange is exchange:
+            exchange.end(None)
 
     def expire(self, now: float) -> None:
         """The wheel: `expiry` has passed."""
@@ -492,10 +517,12 @@ class Connection(Transport):
     def refuse(self, refused: Refused, *, is_head: bool = False) -> None:
         """Answer a message that breaks a rule, as far as the client takes it at once, and end."""
         server = self.server
-        head = self._head if self._exchange is None else self._exchange.head
-        server.count_refusal(refused, self.template if head is None else head.environ)
+        exchange = self._exchange
+        head = self._head if exchange is None else exchange.head
+        server.count_refusal(refused, self.template if head is None else head.environ, exchange)
+        standing = server.standing if exchange is None else exchange.add_id(server.standing)
         try:
-            self.answer(refusal(refused.rule, server.standing, is_head=is_head))
+            self.answer(refusal(refused.rule, standing, is_head=is_head))
             self._linger()
         except OSError:
             self.close()

@@ -169,7 +169,8 @@ class Exchange:
                     if piece:
                         if self.response is None:
                             self._start(UNKNOWN_LENGTH)
-                        self._write(piece)
+                        if not self._write(piece):
+                            break  # else a body without an end would be made for nobody, for ever
             self._finish_body()
         finally:
             if hasattr(result, "close"):
@@ -204,7 +205,7 @@ class Exchange:
         if type(self.input) is BodyStream:
             keep_alive = keep_alive and self.input.is_nearly_read
         if self.request_id is not None:
-            standing = f"{standing}X-Request-ID: {self.request_id}\r\n"
+            standing = self.add_id(standing)
         source = (status, self._fields, standing, keep_alive, body_length)
         response = head.last.head
         if response is None or response.source != source:
@@ -217,29 +218,33 @@ class Exchange:
         self._sent_head = False
         return response
 
-    def _write(self, data: bytes) -> None:
-        """Send a piece of the body, with the head before it if it is the first."""
+    def _write(self, data: bytes) -> bool:
+        """Send a piece of the body, with the head before it if it is the first. False if nothing can follow it."""
         response = self.response
         assert response is not None
-        if not response.has_body:
+        takes_more = response.has_body
+        if not takes_more:
             data = b""
         elif self.left >= 0:
             if len(data) > self.left:
                 data = self._cut(data)
+                takes_more = False
             self.left -= len(data)
         elif response.chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if not self._sent_head:
+            self._sent_head = True
+            if self.left < 0 and self.is_event_stream:
+                self.connection.begin_event_stream()
             if len(data) <= JOIN:
                 data = response.data + data
-                self._sent_head = True
             else:
-                self._sent_head = True
                 self.bytes_out += len(response.data)
                 self.connection.send(response.data)
         if data:
             self.bytes_out += len(data)
             self.connection.send(data)
+        return takes_more
 
     def _cut(self, data: bytes) -> bytes:
         """More body than Content-Length: what is beyond would be read as the next response, so it is not sent."""
@@ -318,6 +323,10 @@ class Exchange:
                 self._finish_body()
             except ClientGone:
                 self.connection.close()
+
+    def add_id(self, standing: str) -> str:
+        """The field lines every response carries, with the request's id if it has one."""
+        return standing if self.request_id is None else f"{standing}X-Request-ID: {self.request_id}\r\n"
 
     @property
     def has_begun(self) -> bool:

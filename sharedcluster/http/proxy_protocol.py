@@ -18,7 +18,7 @@ from sharedcluster.http import policy
 from sharedcluster.http.forwarded import parse_address
 from sharedcluster.http.policy import Refused
 from sharedcluster.http.settings import Proxied, ReleasedConnection
-from sharedcluster.http.transport import READ, os_close, os_read
+from sharedcluster.http.transport import NEVER, READ, os_close, os_read
 
 if TYPE_CHECKING:
     from sharedcluster.http.server import Server
@@ -99,7 +99,7 @@ class Greeting:
     """
 
     def __init__(self, server: Server, fd: int, index: int, peer: tuple[str, int] | None) -> None:
-        self.expiry = time.monotonic() + server.settings.head_timeout
+        self.expiry = time.monotonic() + (server.settings.head_timeout or NEVER)
         self.slot = -1
         self.is_releasable = False
         self._server = server

@@ -158,7 +158,7 @@ def frame(
         if code == 304 and length >= 0:
             text += f"Content-Length: {length}\r\n"
     else:
-        if length < 0 <= body_length:
+        if length < 0 <= body_length and (body_length or not is_head):  # no body for HEAD says nothing of GET's
             length = body_length
         if length >= 0:
             text += f"Content-Length: {length}\r\n"

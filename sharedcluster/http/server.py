@@ -248,13 +248,17 @@ class Server:
         elif exchange.has_switched:
             self._log_access(environ, 101, 0, seconds)
 
-    def count_refusal(self, refused: Refused, environ: Environ) -> None:
-        """A message was refused; `environ` is what is known of it."""
+    def count_refusal(self, refused: Refused, environ: Environ, exchange: Exchange | None) -> None:
+        """A message was refused, or an `exchange` answered for; `environ` is what is known of it."""
         self.counters.refused += 1
         self.counters.by_class[refused.rule.status // 100] += 1
         log.debug("refused %s: %s", environ.get("REMOTE_ADDR"), refused)
         if self.access_log is not None:
-            self._log_access(environ, refused.rule.status, 0, 0.0)
+            seconds = 0.0
+            if exchange is not None:
+                environ = {**environ, "sharedcluster.request_id": exchange.request_id}
+                seconds = time.monotonic() - exchange.started_at
+            self._log_access(environ, refused.rule.status, 0, seconds)
 
     def _log_access(self, environ: Environ, status: int, sent: int, seconds: float) -> None:
         if self.access_log is not None:
@@ -286,7 +290,7 @@ class Server:
     def _refresh(self, now: float) -> None:
         """Work out once per tick what every request needs."""
         self.wheel.now = now
-        idle = self.settings.drain_linger if self.is_draining else self.settings.keep_alive
+        idle = self.settings.drain_linger if self.is_draining else self.settings.keep_alive or NEVER
         self.idle_until = now + idle
         second = int(time.time())
         if second != self._second:

@@ -13,6 +13,7 @@ monkey.patch_all()
 
 import _socket  # noqa: E402 - nothing may be imported before the patch
 import gc  # noqa: E402
+import itertools  # noqa: E402
 import json  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
@@ -104,6 +105,34 @@ def events(environ: Environ, start: StartResponse) -> Iterable[bytes]:
     return run()
 
 
+def late_events(environ: Environ, start: StartResponse) -> Iterable[bytes]:
+    """An event stream whose first event comes after as many seconds as the query says, and no second one."""
+    start("200 OK", [("Content-Type", "text/event-stream")])
+
+    def run() -> Iterator[bytes]:
+        try:
+            gevent.sleep(float(environ["QUERY_STRING"]))
+            yield b"data: 1\n\n"
+            gevent.sleep(1000)
+        finally:
+            closed.append("late events")
+
+    return run()
+
+
+def endless(environ: Environ, start: StartResponse) -> Iterable[bytes]:
+    """A body without an end, made without ever waiting; its Content-Length is what the query says, if anything."""
+    length = environ["QUERY_STRING"]
+    start("200 OK", [TEXT, ("Content-Length", length)] if length else [TEXT])
+    return Closing("endless", itertools.repeat(b"x" * 1000))
+
+
+def nothing(environ: Environ, start: StartResponse) -> list[bytes]:
+    """No body, and not a word about its length: what a framework gives a server for HEAD."""
+    start("200 OK", [TEXT])
+    return []
+
+
 def slow(environ: Environ, start: StartResponse) -> list[bytes]:
     """Waits as long as the query says, without blocking the loop."""
     gevent.sleep(float(environ["QUERY_STRING"]))
@@ -157,6 +186,34 @@ def write(environ: Environ, start: StartResponse) -> list[bytes]:
     put(b"one ")
     put(b"two ")
     return [b"three"]
+
+
+def crash_after_write(environ: Environ, start: StartResponse) -> list[bytes]:
+    """Raises after what it wrote has left."""
+    start("200 OK", [TEXT])(b"first")
+    raise RuntimeError("on purpose, after write")
+
+
+def crash_in_close(environ: Environ, start: StartResponse) -> Iterable[bytes]:
+    """Raises when its body, all of which was sent, is closed."""
+    start("200 OK", [TEXT])
+
+    class Raising(Closing):
+        def close(self) -> None:
+            super().close()
+            raise RuntimeError("on purpose, in close")
+
+    return Raising("crash in close", [b"whole"])
+
+
+def too_late(environ: Environ, start: StartResponse) -> list[bytes]:
+    """Changes its mind when the head has left: PEP 3333 wants the exception raised again."""
+    start("200 OK", [TEXT])(b"first")
+    try:
+        int("no number")
+    except ValueError:
+        start("503 Service Unavailable", [TEXT], sys.exc_info())
+    return [b"never"]
 
 
 def lazy(environ: Environ, start: StartResponse) -> Iterator[bytes]:
@@ -279,7 +336,9 @@ APPS: dict[str, Callable[..., Any]] = {
     "/slow": slow, "/fields": fields, "/crash": crash, "/crash-late": crash_late, "/error-page": error_page,
     "/twice": twice, "/never": never, "/write": write, "/lazy": lazy, "/file": file, "/notes": notes,
     "/control": control, "/migrate": migrate, "/ignore-upgrade": ignore_upgrade, "/raw": take_raw,
-    "/keep-socket": keep_socket, "/garbage": garbage,
+    "/keep-socket": keep_socket, "/garbage": garbage, "/late-events": late_events, "/endless": endless,
+    "/nothing": nothing, "/crash-after-write": crash_after_write, "/crash-in-close": crash_in_close,
+    "/too-late": too_late,
 }  # fmt: skip
 
 

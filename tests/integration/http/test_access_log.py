@@ -51,6 +51,16 @@ def test_refusals_are_logged(serve: Serve) -> None:
     assert '"- - -" 400 ' in line_of(served)
 
 
+def test_requests_that_the_server_answered_for_are_logged_as_any_other(serve: Serve) -> None:
+    """A crash and a request that took too long have their id in the answer and the log, and the time they took."""
+    served = serve(access_log="stderr", access_log_format="json", request_timeout=0.3)
+    for path, status, least in (("/crash", 500, 0.0), ("/slow?30", 503, 300.0)):
+        assert b"\r\nX-Request-ID: abc-1\r\n" in served.ask(get(path, "X-Request-ID: abc-1"))
+        facts = json.loads(line_of(served))
+        assert (facts["status"], facts["id"], facts["target"]) == (status, "abc-1", path)
+        assert facts["ms"] > least
+
+
 def test_no_request_id_without_a_log(served: Served) -> None:
     """With the log off nothing is made or sent."""
     assert b"X-Request-ID" not in served.ask(get("/echo"))

@@ -260,6 +260,9 @@ def test_own_date_is_not_doubled(served: Served) -> None:
         ("/write", 200, b"4\r\none \r\n4\r\ntwo \r\n5\r\nthree\r\n0\r\n\r\n"),
         ("/lazy", 200, b"4\r\nlazy\r\n0\r\n\r\n"),
         ("/crash-late", 200, b"5\r\nfirst\r\n"),
+        ("/crash-after-write", 200, b"5\r\nfirst\r\n"),
+        ("/too-late", 200, b"5\r\nfirst\r\n"),
+        ("/crash-in-close", 200, b"5\r\nwhole\r\n0\r\n\r\n"),
         ("/file?4999990", 200, b"Content-Length: 10\r\nConnection: close\r\n\r\n0123456789"),
     ],
 )
