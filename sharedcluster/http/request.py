@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import httptools
 
 from sharedcluster.http import policy
 from sharedcluster.http.forwarded import AllowList, Forwarding
+from sharedcluster.http.grammar import explain_request_line, is_target, refuse_coding, refuse_odd_length, unescape
 from sharedcluster.http.policy import Refused
 from sharedcluster.http.response import ResponseHead
 from sharedcluster.http.settings import Environ, HttpSettings
@@ -35,8 +35,6 @@ CHUNKED = -1
 VERSIONS = ("HTTP/1.1", "HTTP/1.0")
 HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::([0-9]{0,5}))?")
 ABSOLUTE = re.compile(r"https?://([^/?]*)(.*)", re.IGNORECASE)
-REQUEST_LINE = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}) ([^ ]*) (.*)")
-VERSION = re.compile(r"HTTP/([0-9])\.([0-9])")
 FORWARDING = frozenset({"HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_CLIENT_IP", "HTTP_X_SCHEME", "HTTP_X_URL_SCHEME"})
 
 KNOWN_NAMES = 512
@@ -401,51 +399,3 @@ class PartialHead:
             # Before the end of the request line the rule, and so the status, may not be known yet.
             if b"\n" in data or not chr(data[0]).isalpha():
                 raise self._reader.explain(data, str(error)) from None
-
-
-def is_target(target: str) -> bool:
-    """Whether all of it may stand in a request target: printable ASCII without `#` and backslash."""
-    return target.isascii() and target.isprintable() and "#" not in target and "\\" not in target
-
-
-def explain_request_line(line: str) -> Refused:
-    """Why this request line is refused: the shape first, then the version, then the method."""
-    match = REQUEST_LINE.fullmatch(line)
-    if match is None:
-        return Refused(policy.REQUEST_LINE, line[:80])
-    method, target, version = match.groups()
-    numbers = VERSION.fullmatch(version)
-    if numbers is None:
-        return Refused(policy.VERSION_BAD if " " not in version else policy.REQUEST_LINE, version[:20])
-    if numbers[1] != "1":
-        return Refused(policy.VERSION_MAJOR, version)
-    if numbers[2] not in "01":
-        return Refused(policy.VERSION_BAD, version)
-    if not target:
-        return Refused(policy.REQUEST_LINE)
-    if method == "CONNECT":
-        return Refused(policy.METHOD_CONNECT, target)
-    return Refused(policy.METHOD_UNKNOWN, method)
-
-
-def refuse_odd_length(lines: list[str]) -> None:
-    """Content-Length is where requests are smuggled: white space the grammar allows but nobody writes is refused."""
-    for line in lines:
-        if line[:15].lower() == "content-length:" and line[15:].removeprefix(" ") != line[15:].strip(" \t"):
-            raise Refused(policy.LENGTH_BAD, line[:40])
-
-
-def unescape(path: str) -> str:
-    """The bytes of an escaped path, as PEP 3333 shows bytes."""
-    found = unquote_to_bytes(path).decode("latin-1")
-    if "\0" in found or "\r" in found or "\n" in found:
-        raise Refused(policy.TARGET_CONTROL, path)
-    return found
-
-
-def refuse_coding(value: str) -> Refused:
-    """RFC 9112 6.1: a list without exactly one final `chunked` is 400, a coding we do not know 501."""
-    codings = [coding.strip(" \t").lower() for coding in value.split(",")]
-    if "" in codings or codings.count("chunked") > 1 or "chunked" in codings[:-1]:
-        return Refused(policy.CODING_BAD, value)
-    return Refused(policy.CODING_UNKNOWN, value)
