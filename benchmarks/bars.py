@@ -46,8 +46,13 @@ BARS: Final = (
 )
 
 
+def peers_with_a_bar(work: str) -> set[str]:
+    """The servers that a bar on this row is set against."""
+    return {bar.peer for bar in BARS if bar.work == work and bar.peer}
+
+
 def verdict(bar: Bar, measured: Summary | None) -> str:
-    """`met`, `met, barely` or `MISSED, barely` where the spread crosses the bar, `MISSED`, `not measured`."""
+    """`met` or `MISSED` by the median, and whether the rounds lie on both sides of the bar; or `not measured`."""
     if measured is None:
         return "not measured"
     crosses = measured.low <= bar.limit < measured.high

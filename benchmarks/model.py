@@ -57,7 +57,7 @@ def workers_limit(costs: Costs, workers: int, writes: float) -> float:
 def measure(scale: Scale, redis: Redis) -> Measured:
     """Write in one cluster; see what Redis and the workers of another one spend on it."""
     measured = Measured(NAME)
-    for _ in range(min(3, scale.rounds)):
+    for _ in range(scale.others):
         for count in BYSTANDERS:
             name = f"{count} worker{'s' if count > 1 else ''} elsewhere"
             measured.repeats.setdefault(name, []).append(_once(count, scale, redis))

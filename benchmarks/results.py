@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bars import Bar
 from benchmarks.code_state import CodeState
+from benchmarks.peers import OURS
 from benchmarks.ratios import Summary, ratio, summary
 from benchmarks.rounds import Row, Scale
 from benchmarks.specials import Measured
@@ -43,19 +45,25 @@ class Entry:
         turns = self.servers.get(server)
         return summary([turn[name] for turn in turns]) if turns else None
 
+    def against(self, bar: Bar) -> Summary | None:
+        """What a bar is a limit on, as it was measured."""
+        return self.ratio(OURS, bar.peer) if bar.peer else self.figure(OURS, bar.figure)
+
     def ratio(self, ours: str, theirs: str, name: str = "cpu_us") -> Summary | None:
         """A figure of one server over that of another, round by round."""
-        mine, other = self.servers.get(ours), self.servers.get(theirs)
-        if not mine or not other:
-            return None
-        return ratio([turn[name] for turn in mine], [turn[name] for turn in other])
+        mine, other = self._in_the_same_rounds(ours, theirs, name)
+        return ratio(mine, other) if mine and other else None
 
     def best_ratio(self, ours: str, theirs: str, name: str = "cpu_us") -> float | None:
         """Our best turn over their best turn: a busy machine only ever adds CPU, so this is the quietest view."""
-        mine, other = self.servers.get(ours), self.servers.get(theirs)
-        if not mine or not other:
-            return None
-        return min(turn[name] for turn in mine) / min(turn[name] for turn in other)
+        mine, other = self._in_the_same_rounds(ours, theirs, name)
+        return min(mine) / min(other) if mine and other else None
+
+    def _in_the_same_rounds(self, ours: str, theirs: str, name: str) -> tuple[list[float], list[float]]:
+        """The turns of two servers that both had: one without a bar took part in the first rounds only."""
+        mine, other = (self.servers.get(server, ()) for server in (ours, theirs))
+        count = min(len(mine), len(other))
+        return [turn[name] for turn in mine[:count]], [turn[name] for turn in other[:count]]
 
 
 @dataclass(slots=True)
@@ -118,7 +126,7 @@ def _turn(each: Any) -> dict[str, float]:
             "cpu_us": each.cpu_us, "root_us": each.cpu_us * each.root_share, "redis_us": each.redis_us,
             "client_us": each.client_us, "rate": seen.rate, "p50_ms": seen.p50 * 1e3, "p99_ms": seen.p99 * 1e3,
             "max_ms": seen.highest * 1e3, "failed": seen.failed, "dropped": seen.dropped,
-            "closed_idle": seen.closed_idle, "idle_kb": each.idle_bytes / 1024,
+            "closed_idle": seen.closed_idle,
         }
     )  # fmt: skip
 

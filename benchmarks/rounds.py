@@ -1,6 +1,7 @@
 """Measure one row: all servers run at once, idle, and take turns under load: A B C, A B C, ...
 
 What disturbs the machine for longer than a turn disturbs all servers of a round, and cancels in the round's ratio.
+Many short rounds are better than few long ones: the median bears more of them being disturbed.
 """
 
 from __future__ import annotations
@@ -11,16 +12,22 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from http.client import HTTPException
+from typing import Final
 
 from benchmarks import processes
+from benchmarks.bars import peers_with_a_bar
 from benchmarks.checking import check
 from benchmarks.install import left_out
 from benchmarks.load import own, wrk
 from benchmarks.load.outcome import Outcome
 from benchmarks.load.plan import Plan
 from benchmarks.peers import OURS, PEERS, Place
-from benchmarks.servers import CannotServeError, Redis, Server, free_port
+from benchmarks.servers import CannotServeError, Redis, Server, free_port, terminate_all
 from benchmarks.work import Work
+
+FAILURES: Final = (CannotServeError, RuntimeError, ValueError, OSError, HTTPException, subprocess.SubprocessError)
+"""How a server, or the client that loads it, fails: named in the table, never the end of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +38,6 @@ class Slice:
         cpu_us: Microseconds of CPU per request, of all its processes.
         root_share: The part of that spent in its first process (for us and Node: the primary).
         redis_us: What Redis spent per request; not part of `cpu_us`.
-        idle_bytes: What the server grew by (PSS) for each idle connection; 0 in later turns, when it reuses memory.
     """
 
     cpu_us: float
@@ -39,7 +45,6 @@ class Slice:
     redis_us: float
     client_us: float
     outcome: Outcome
-    idle_bytes: float = 0.0
 
 
 @dataclass(slots=True)
@@ -54,30 +59,39 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How long and how often: seconds of a turn, rounds, workers of each server."""
+    """How long and how often.
+
+    Attributes:
+        seconds: Of one turn.
+        rounds: Turns of ours and of each server that a bar is set against.
+        others: Turns of each other server, in the first of these rounds.
+        workers: Of each server.
+    """
 
     seconds: float
     rounds: int
+    others: int = 3
     workers: int = 2
 
 
 def measure(work: Work, scale: Scale, redis: Redis, only: Sequence[str] = ()) -> Row:
     """Start every server of a row, warm each up, and let them take turns."""
     row = Row(work.name)
+    often = {OURS, *peers_with_a_bar(work.name)}
+    has_a_bar = len(often) > 1
     with ExitStack() as undo:
         servers = _start(work, scale, redis, row, undo, only)
         for server in list(servers):
             # Warm: compilers, caches, lazy imports.
-            _take_turn(server, servers, row, lambda each: turn(each, work, max(1.0, scale.seconds / 2), redis))
-        grown = {name: slices[0].idle_bytes for name, slices in row.slices.items()}
+            alone = dataclasses.replace(work, idle=0)
+            _take_turn(server, servers, row, lambda each: turn(each, alone, 1.0, redis))  # noqa: B023 - called here
         row.slices.clear()
-        for number in range(scale.rounds):
+        for number in range(scale.rounds if has_a_bar else scale.others):
             # Each round begins with another server, so that none is always first after a pause.
             first = number % max(1, len(servers))
             for server in servers[first:] + servers[:first]:
-                _take_turn(server, servers, row, lambda each: turn(each, work, scale.seconds, redis))
-    for name, slices in row.slices.items():  # memory grows in the first turn of all and is used again in the others
-        slices[0] = dataclasses.replace(slices[0], idle_bytes=max(slices[0].idle_bytes, grown.get(name, 0.0)))
+                if number < scale.others or server.peer.name in often:
+                    _take_turn(server, servers, row, lambda each: turn(each, work, scale.seconds, redis))
     sys.stderr.write("\n")
     return row
 
@@ -87,8 +101,8 @@ def _take_turn(server: Server, servers: list[Server], row: Row, run: Callable[[S
     name = server.peer.name
     try:
         row.slices.setdefault(name, []).append(run(server))
-    except (CannotServeError, RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
-        row.missing[name] = _first_line(error)
+    except FAILURES as error:
+        row.missing[name] = first_line(error)
         row.slices.pop(name, None)
         servers.remove(server)
     sys.stderr.write(".")
@@ -96,7 +110,7 @@ def _take_turn(server: Server, servers: list[Server], row: Row, run: Callable[[S
 
 
 def _start(work: Work, scale: Scale, redis: Redis, row: Row, undo: ExitStack, only: Sequence[str]) -> list[Server]:
-    servers = []
+    launched = []
     absent = left_out()
     for name in (OURS, *work.peers):
         peer = PEERS[name]
@@ -111,22 +125,25 @@ def _start(work: Work, scale: Scale, redis: Redis, row: Row, undo: ExitStack, on
         server = Server(peer, Place(work.family, free_port(), scale.workers, redis.url))
         undo.callback(server.stop)
         try:
-            server.start()
-            check(server, work)
+            launched.append(server.launch())
+        except OSError as error:
+            row.missing[name] = first_line(error)
+    undo.callback(terminate_all, launched)
+    servers = []
+    for server in launched:
+        try:
+            check(server.ready(), work)
             servers.append(server)
-        except CannotServeError as error:
-            row.missing[name] = _first_line(error)
-    if not servers:
-        raise SystemExit(f"benchmarks: no server of {work.name!r} runs: {row.missing}")
+        except FAILURES as error:
+            row.missing[server.peer.name] = first_line(error)
     return servers
 
 
 def turn(server: Server, work: Work, seconds: float, redis: Redis) -> Slice:
     """Load one server for some seconds, and account for it."""
-    empty = processes.total_memory(server.pid) if work.idle else 0
     holder = own.Started("holder", str(server.port), str(work.idle), work.path) if work.idle else None
+    client = None
     try:
-        grown = processes.total_memory(server.pid) - empty if work.idle else 0
         plan = Plan(server.port, work.path, work.connections, seconds, method=work.method, login=work.login)
         client = own.start(plan) if work.login else None
         before, redis_before = processes.cpu_by_process(server.pid), _redis_cpu(redis)
@@ -140,6 +157,8 @@ def turn(server: Server, work: Work, seconds: float, redis: Redis) -> Slice:
             )  # fmt: skip
         after, redis_after = processes.cpu_by_process(server.pid), _redis_cpu(redis)
     finally:
+        if client:
+            client.end()
         still_open = _let_go(holder)
     if work.idle and still_open < work.idle:
         outcome = dataclasses.replace(outcome, closed_idle=work.idle - still_open)
@@ -151,7 +170,7 @@ def turn(server: Server, work: Work, seconds: float, redis: Redis) -> Slice:
     return Slice(
         cpu_us=spent * per_request, root_share=root / spent if spent else 0.0,
         redis_us=(redis_after - redis_before) * per_request, client_us=outcome.client_cpu * per_request,
-        outcome=outcome, idle_bytes=grown / work.idle if work.idle else 0.0,
+        outcome=outcome,
     )  # fmt: skip
 
 
@@ -169,5 +188,6 @@ def _let_go(holder: own.Started | None) -> int:
         holder.end()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def first_line(error: Exception) -> str:
+    """What a table has room for."""
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

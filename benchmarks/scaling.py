@@ -17,7 +17,7 @@ from typing import Final
 
 from benchmarks.peers import OURS, PEERS, Place
 from benchmarks.rounds import Row, Scale, turn
-from benchmarks.servers import Redis, Server, free_port
+from benchmarks.servers import Redis, Server, free_port, terminate_all
 from benchmarks.specials import Measured
 from benchmarks.work import WORKS, Work
 
@@ -46,12 +46,16 @@ def measure(work: Work, scale: Scale, redis: Redis) -> Row:
     with ExitStack() as undo:
         servers = {}
         for workers in WORKERS:
-            server = Server(PEERS[OURS], Place(work.family, free_port(), workers, redis.url))
+            place = Place(work.family, free_port(), workers, redis.url, site=f"bench{workers}")
+            server = Server(PEERS[OURS], place)
             undo.callback(server.stop)
-            servers[f"{workers} worker{'s' if workers > 1 else ''}"] = server.start()
+            servers[f"{workers} worker{'s' if workers > 1 else ''}"] = server.launch()
+        undo.callback(terminate_all, servers.values())
+        for server in servers.values():
+            server.ready()
         for server in servers.values():
             turn(server, work, 1.0, redis)
-        for _ in range(scale.rounds):
+        for _ in range(scale.others):
             for name, server in servers.items():
                 row.slices.setdefault(name, []).append(turn(server, work, scale.seconds, redis))
                 sys.stderr.write(".")
@@ -73,7 +77,7 @@ def saturation(scale: Scale, redis: Redis) -> Measured:
     try:
         server.start()
         turn(server, work, 1.0, redis)
-        for _ in range(min(3, scale.rounds)):
+        for _ in range(scale.others):
             free = turn(server, work, scale.seconds, redis)
             cost = free.cpu_us * free.root_share
             worker_cost = free.cpu_us - cost

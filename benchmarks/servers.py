@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +21,7 @@ from benchmarks import ROOT, processes
 from benchmarks.install import NODE
 from benchmarks.peers import Peer, Place
 
-START_DEADLINE: Final = 40.0
+START_DEADLINE: Final = 30.0
 STOP_DEADLINE: Final = 8.0
 
 
@@ -26,11 +29,19 @@ class CannotServeError(Exception):
     """A server did not come up or does not answer as it must; the message says which and what it wrote."""
 
 
+_PORTS: Final = itertools.count(random.randrange(20_000, 30_000))
+"""Below the range of outgoing connections: ten thousand of those may not sit on a server's port."""
+
+
 def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody has now, and another one each time."""
+    for port in _PORTS:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise AssertionError("counting has no end")
 
 
 def wait_for(condition: Callable[[], bool], deadline: float, pause: float = 0.02) -> bool:
@@ -53,6 +64,7 @@ class Server:
         self.folder = Path(tempfile.mkdtemp(prefix="sc-bench-"))
         self.log = self.folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._members: set[int] = set()
 
     @property
     def pid(self) -> int:
@@ -60,20 +72,33 @@ class Server:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, *, ready: bool = True) -> Server:
-        """Start it; wait until every worker it was asked for has had the time to answer."""
+    def start(self) -> Server:
+        """Start it and wait until it answers."""
+        return self.launch().ready()
+
+    def launch(self) -> Server:
+        """Start it; wait for nothing."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("SHAREDCLUSTER_", "GRANIAN_"))}
         environment |= {
             "PYTHONPATH": str(ROOT), "PORT": str(self.port), "WORKERS": str(self.place.workers),
-            "BENCH_REDIS_URL": self.place.redis_url, "PM2_HOME": str(self.folder / "pm2"),
-            "SHAREDCLUSTER_RUNTIME_DIR": str(self.folder / "run"), **self.peer.environment,
+            "BENCH_REDIS_URL": self.place.redis_url, "BENCH_SITE": self.place.site,
+            "PM2_HOME": str(self.folder / "pm2"), "SHAREDCLUSTER_RUNTIME_DIR": str(self.folder / "run"),
+            **self.peer.environment,
         }  # fmt: skip
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 self.peer.command(self.place), env=environment, cwd=self.folder, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        if ready and not wait_for(self.answers, START_DEADLINE):
+        return self
+
+    def ready(self) -> Server:
+        """Wait until a request is answered.
+
+        Raises:
+            CannotServeError: It ended, or does not answer in time.
+        """
+        if not wait_for(self.answers, START_DEADLINE):
             raise CannotServeError(f"{self.peer.name} did not answer in {START_DEADLINE:.0f} s:\n{self.tail()}")
         return self
 
@@ -99,7 +124,7 @@ class Server:
         if isinstance(how, str):
             os.kill(self.pid, signal.Signals[f"SIG{how}"])
             return
-        environment = os.environ | {"PM2_HOME": str(self.folder / "pm2")}
+        environment = os.environ | {"PM2_HOME": str(self.folder / "pm2"), **self.peer.environment}
         program = str(NODE / "node_modules" / ".bin" / how[0])
         subprocess.run([program, *how[1:]], env=environment, capture_output=True, check=True, timeout=60)
 
@@ -107,26 +132,32 @@ class Server:
         """The end of what it wrote."""
         return self.log.read_text(errors="replace")[-1500:]
 
-    def stop(self) -> None:
-        """TERM, then KILL for whatever is left of its family."""
-        if self._process is None:
-            return
-        members = [stat.pid for stat in processes.family(processes.all_stats(), self.pid)]
-        if self._process.poll() is None:
+    def terminate(self) -> None:
+        """TERM, without waiting: several servers end at the same time."""
+        if self._process is not None and self._process.poll() is None:
+            self._members |= processes.cpu_by_process(self.pid).keys()  # who has lost its parent is not found later
             self._process.terminate()
+
+    def stop(self) -> None:
+        """TERM, then KILL for whatever is left of its family; its folder is removed."""
+        self.terminate()
+        if self._process is not None:
+            self._members |= processes.cpu_by_process(self.pid).keys()
             try:
                 self._process.wait(STOP_DEADLINE)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        alive = {stat.pid for stat in processes.all_stats()}
-        for pid in members:
-            if pid in alive:
-                try:
+            for pid in self._members - {self._process.pid}:
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def terminate_all(servers: Iterable[Server]) -> None:
+    """Tell all of them to end, before any of them is waited for."""
+    for server in servers:
+        server.terminate()
 
 
 class Redis:
@@ -144,18 +175,9 @@ class Redis:
             return self
         port = free_port()
         command = [
-            self.program,
-            "--bind",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--loglevel",
-            "warning",
-        ]
+            self.program, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no",
+            "--loglevel", "warning",
+        ]  # fmt: skip
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/")
 
         def listens() -> bool:

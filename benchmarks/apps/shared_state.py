@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 from flask import Flask, Response, session
 
 from benchmarks.apps import page
 from sharedcluster import SharedCluster
 
 app = Flask(__name__)
-app.config.update(SECRET_KEY="benchmark")
+# Clusters that are measured side by side must not hear of each other's writes, unless that is what is measured.
+app.config.update(SECRET_KEY="benchmark", SHAREDCLUSTER_NAMESPACE=os.environ["BENCH_SITE"])
 shared = SharedCluster(app)
 
 
