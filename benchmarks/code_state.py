@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import io
 import subprocess
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,6 +15,7 @@ from benchmarks import ROOT
 
 MEASURED: Final = "sharedcluster"
 SUFFIXES: Final = (".py", ".lua")
+RELEASE: Final = "version.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,7 @@ class CodeState:
     """The measured code: the commit it stands on, and a fingerprint of the files as they are on disk.
 
     The fingerprint, not the commit, decides whether a result is stale: it changes with an edit that is not committed,
-    and does not change with a commit that touches only docs.
+    and does not change with a commit that touches only words: docs, comments, docstrings, the number of a release.
     """
 
     commit: str
@@ -35,20 +39,31 @@ def fingerprint(folder: Path) -> str:
     """A hash of the names and contents of all code below a folder."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.suffix in SUFFIXES):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        name, text = path.relative_to(folder).as_posix(), path.read_text()
+        if name == RELEASE:
+            continue
+        what_runs = without_words(text) if path.suffix == ".py" else text
+        digest.update(f"{name}\0{hashlib.sha256(what_runs.encode()).hexdigest()}".encode())
     return digest.hexdigest()[:16]
+
+
+def without_words(source: str) -> str:
+    """Python source without comments, docstrings and empty lines."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for statement in ast.walk(ast.parse(source)):
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            first, last = statement.lineno, statement.end_lineno or statement.lineno
+            lines[first - 1 : last] = [""] * (last - first + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 def is_stale(measured: CodeState, now: CodeState) -> bool:
     """Whether the code has changed since it was measured."""
     return measured.fingerprint != now.fingerprint
-
-
-def changed_since(commit: str) -> list[str]:
-    """The files of the measured code that differ from that commit; empty if git does not know it."""
-    done = _git("diff", "--name-only", commit, "--", MEASURED)
-    return done.split() if done else []
 
 
 def _commit() -> str:
