@@ -11,11 +11,11 @@ import subprocess
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.install import NODE, NODE_PEERS, PYTHON
+from benchmarks.install import NODE, NODE_PATH, NODE_PEERS, PYTHON
 
 PACKAGES: Final = (
-    "Flask", "Werkzeug", "gevent", "httptools", "redis", "hiredis", "msgspec", "gunicorn", "granian", "uWSGI",
-    "bjoern", "waitress", "Flask-Session", "Flask-Caching", "Flask-SSE",
+    "Flask", "Werkzeug", "gevent", "httptools", "redis", "hiredis", "msgspec", "gunicorn", "gunicorn_h1c",
+    "granian", "uWSGI", "bjoern", "waitress", "Flask-Session", "Flask-Caching", "Flask-SSE",
 )  # fmt: skip
 
 
@@ -27,11 +27,17 @@ def describe() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": _version([str(PYTHON), "--version"]),
         "redis": _version(["redis-server", "--version"]),
-        "node": _version(["node", "--version"]),
+        "node": _version(["node", "--version"], NODE_PATH),
         "wrk": _version(["wrk", "--version"]),
         "packages": python_packages() | _node_packages(),
         "load_average_before": round(os.getloadavg()[0], 2),
     }
+
+
+def seen_since(described: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What a run adds to the description: how long it took, and how busy the machine was at most."""
+    highest = max(described.get("load_average_highest", 0.0), round(os.getloadavg()[0], 2))
+    return {"minutes": round(seconds / 60, 1), "load_average_highest": highest}
 
 
 def cpu_model(cpuinfo: str) -> str:
@@ -40,11 +46,12 @@ def cpu_model(cpuinfo: str) -> str:
     return found.group(1).strip() if found else platform.machine()
 
 
-def _version(command: list[str]) -> str:
+def _version(command: list[str], path: str | None = None) -> str:
     """The first version number a program prints."""
-    if shutil.which(command[0]) is None:
+    program = shutil.which(command[0], path=path)
+    if program is None:
         return "missing"
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([program, *command[1:]], capture_output=True, text=True, check=False)
     found = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
     return found.group(0) if found else "unknown"
 

@@ -8,6 +8,7 @@ worth nothing; the versions found are part of each result, and stay until `rm -r
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,10 +22,14 @@ PYTHON: Final = HOME / "venv" / "bin" / "python"
 NODE: Final = HOME / "node"
 LEFT_OUT: Final = HOME / "left-out.json"
 STAMP: Final = HOME / "installed"
+DEADLINE: Final = 600.0
+"""Seconds for one installer: uwsgi and bjoern are compiled."""
 
 OURS: Final = ("--editable", f"{ROOT}[fast,metrics]", "psutil", "py-spy")
 PYTHON_PEERS: Final[dict[str, tuple[str, ...]]] = {
     "gunicorn": ("gunicorn[gevent]",),
+    # gunicorn[fast] may ask for a release of its parser that is not published; gunicorn takes any from 0.4.1 on.
+    "gunicorn's C parser": ("gunicorn_h1c",),
     "granian": ("granian",),
     "uwsgi": ("uwsgi",),
     "bjoern": ("bjoern",),
@@ -32,14 +37,16 @@ PYTHON_PEERS: Final[dict[str, tuple[str, ...]]] = {
     "Flask-Session, Flask-Caching, Flask-SSE": ("Flask-Session", "Flask-Caching", "Flask-SSE"),
 }
 NODE_PEERS: Final = ("express", "express-session", "connect-redis", "redis", "pm2")
+NODE_PATH: Final = f"{NODE / 'node_modules' / 'node' / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+"""Where `node` is found: a distribution's is often years behind, so npm's package of the current one comes first."""
 
 
 def install() -> None:
-    """Install what is missing; a second call does nothing."""
-    if STAMP.exists() and STAMP.stat().st_mtime > (ROOT / "pyproject.toml").stat().st_mtime:
+    """Install what is missing; a second call does nothing, but tries again what could not be installed."""
+    if STAMP.exists() and STAMP.stat().st_mtime > (ROOT / "pyproject.toml").stat().st_mtime and not left_out():
         return
     HOME.mkdir(exist_ok=True)
-    left_out: dict[str, str] = {}
+    absent: dict[str, str] = {}
     if not PYTHON.exists():
         venv.create(PYTHON.parent.parent, with_pip=True)
     print("installing sharedcluster and its peers into .bench/", file=sys.stderr)
@@ -47,10 +54,10 @@ def install() -> None:
     for peer, packages in PYTHON_PEERS.items():
         reason = _pip(*packages)
         if reason:
-            left_out[peer] = reason
-    left_out |= _install_node()
-    LEFT_OUT.write_text(json.dumps(left_out, indent=2) + "\n")
-    for peer, reason in left_out.items():
+            absent[peer] = reason
+    absent |= _install_node()
+    LEFT_OUT.write_text(json.dumps(absent, indent=2) + "\n")
+    for peer, reason in absent.items():
         print(f"left out: {peer}: {reason}", file=sys.stderr)
     STAMP.touch()
 
@@ -64,10 +71,10 @@ def left_out() -> dict[str, str]:
 def _pip(*packages: str, check: bool = False) -> str:
     """Install; returns the reason if that failed."""
     command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and check:
-        raise SystemExit(f"benchmarks: sharedcluster itself could not be installed:\n{done.stderr}")
-    return "" if done.returncode == 0 else _last_error(done.stderr)
+    reason = _run(command)
+    if reason and check:
+        raise SystemExit(f"benchmarks: sharedcluster itself could not be installed: {reason}")
+    return reason
 
 
 def _install_node() -> dict[str, str]:
@@ -77,12 +84,30 @@ def _install_node() -> dict[str, str]:
     manifest = NODE / "package.json"
     if not manifest.exists():
         manifest.write_text('{"private": true}\n')
-    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", *NODE_PEERS]
-    done = subprocess.run(command, cwd=NODE, capture_output=True, text=True, check=False)
-    return {} if done.returncode == 0 else dict.fromkeys(("node", "pm2"), _last_error(done.stderr))
+    absent = {}
+    command = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
+    if reason := _run([*command, "node"], NODE):
+        absent["the current release of Node, in its place the one on PATH"] = reason
+    if reason := _run([*command, *NODE_PEERS], NODE):  # with that one, or npm picks what is old enough for another
+        absent |= dict.fromkeys(("node", "pm2"), reason)
+    return absent
 
 
-def _last_error(text: str) -> str:
-    """The line that says why, without paths of this machine."""
-    lines = [line.strip() for line in text.splitlines() if "rror" in line] or ["the installer gave no reason"]
-    return " ".join(word if "/" not in word else Path(word).name for word in lines[-1].split())[:200]
+def _run(command: list[str], folder: Path = HOME) -> str:
+    """Run an installer; returns the reason if it failed."""
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=os.environ | {"PATH": NODE_PATH}, capture_output=True, text=True,
+            timeout=DEADLINE, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"was not installed within {DEADLINE:.0f} s"
+    return why(done.stdout + done.stderr) if done.returncode else ""
+
+
+def why(text: str) -> str:
+    """The line of an installer's output that says why it failed, without paths of this machine."""
+    lines = [line.strip() for line in text.splitlines() if "error" in line.lower() and "note:" not in line]
+    compiler = [line for line in lines if "fatal error" in line]  # says more than what came of it
+    words = (compiler or lines or ["the installer gave no reason"])[-1].split()
+    return " ".join(word if "/" not in word else Path(word).name for word in words)[:200]

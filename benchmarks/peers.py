@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from benchmarks import ROOT
-from benchmarks.install import NODE, PYTHON
+from benchmarks.install import NODE, NODE_PATH, PYTHON
 
 Family = Literal["plain", "flask", "state"]
 """Which application is served: a plain callable, Flask (Express), Flask (Express) with session and cache."""
@@ -25,13 +25,14 @@ BIN: Final = PYTHON.parent
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where and how big a server is to be started."""
+    """Where and how big a server is to be started; those of one `site` share their state."""
 
     family: Family
     port: int
     workers: int
     redis_url: str
     preload: bool = False
+    site: str = "bench"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +82,17 @@ def _gunicorn(kind: str, *options: str) -> Callable[[Place], list[str]]:
 def _granian(place: Place) -> list[str]:
     # One thread runs Python for what only computes: more threads only pass the interpreter's lock around. What
     # waits for Redis gets a few.
-    threads = "1" if place.family == "plain" else "4" if place.family == "flask" else "8"
+    return _granian_with(place, {"plain": 1, "flask": 4, "state": 8}[place.family])
+
+
+def _granian_for_waiting(place: Place) -> list[str]:
+    return _granian_with(place, 64)
+
+
+def _granian_with(place: Place, threads: int) -> list[str]:
     return [
         str(BIN / "granian"), "--interface", "wsgi", PEER_APPS[place.family], "--host", "127.0.0.1",
-        "--port", str(place.port), "--workers", str(place.workers), "--blocking-threads", threads,
+        "--port", str(place.port), "--workers", str(place.workers), "--blocking-threads", str(threads),
         "--backlog", "2048", "--backpressure", "12000", "--no-ws", "--http", "1", "--log-level", "error",
     ]  # fmt: skip
 
@@ -95,7 +103,7 @@ def _uwsgi(place: Place) -> list[str]:
     return [
         str(BIN / "uwsgi"), "--http", f"127.0.0.1:{place.port}", "--http-keepalive", "--master", "--need-app",
         "--processes", str(place.workers), "--module", PEER_APPS[place.family], "--disable-logging", "--listen",
-        "1024", "--die-on-term", "--pythonpath", str(ROOT), *threads,
+        "1024", "--die-on-term", "--single-interpreter", "--pythonpath", str(ROOT), *threads,
     ]  # fmt: skip
 
 
@@ -126,7 +134,7 @@ def _pm2(place: Place) -> list[str]:
     return [str(NODE / "node_modules" / ".bin" / "pm2-runtime"), "start", str(app), "-i", str(place.workers), "--raw"]
 
 
-_NODE_ENV: Final = {"NODE_ENV": "production", "NODE_PATH": str(NODE / "node_modules")}
+_NODE_ENV: Final = {"NODE_ENV": "production", "NODE_PATH": str(NODE / "node_modules"), "PATH": NODE_PATH}
 
 PEERS: Final[dict[str, Peer]] = {
     peer.name: peer
@@ -135,7 +143,9 @@ PEERS: Final[dict[str, Peer]] = {
         Peer("sharedcluster, shared", _shared_listeners, preloads=True, reload="HUP"),
         Peer("gunicorn gevent", _gunicorn("gevent"), "gunicorn", preloads=True, reload="HUP"),
         Peer("gunicorn gthread", _gunicorn("gthread", "--threads", "8"), "gunicorn", preloads=True, reload="HUP"),
+        Peer("gunicorn gthread, 64 threads", _gunicorn("gthread", "--threads", "64"), "gunicorn"),
         Peer("granian", _granian, "granian", reload="HUP"),
+        Peer("granian, 64 threads", _granian_for_waiting, "granian"),
         Peer("uwsgi", _uwsgi, "uwsgi", reload="HUP"),
         Peer("bjoern", _bjoern, "bjoern"),
         Peer("waitress", _waitress, "waitress", scales=False),
