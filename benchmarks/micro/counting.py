@@ -19,12 +19,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import sharedcluster
 from benchmarks import ROOT
 from benchmarks.environment import python_packages
 from benchmarks.micro.paths import PATHS
+from benchmarks.specials import Measured
 
 FEW: Final = 100
 MANY: Final = 1100
@@ -32,6 +33,22 @@ TOLERANCE: Final = 0.05
 """A path may take that much more than it did at the last release before it counts as a regression."""
 KEPT: Final = Path(__file__).with_name("counts.json")
 COMPILED: Final = ("gevent", "httptools", "msgspec")
+NAME: Final = "instructions of the hot paths"
+NO_VALGRIND: Final = "valgrind is not on PATH (Debian: apt-get install valgrind)"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The counts of the last release, and what they were made with."""
+
+    release: str
+    platform: Mapping[str, str]
+    counts: Mapping[str, int]
+
+    @staticmethod
+    def load(path: Path) -> Kept:
+        """Read them; there are none before the first release."""
+        return Kept(**json.loads(path.read_text())) if path.exists() else Kept("none", {}, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +64,16 @@ class Change:
         """Whether it takes clearly more than it did."""
         return self.kept > 0 and self.now > self.kept * (1 + TOLERANCE)
 
+    @property
+    def percent(self) -> float:
+        """How much more it takes; 0 for a path that was not counted."""
+        return 100 * (self.now / self.kept - 1) if self.kept else 0.0
+
     def __str__(self) -> str:
         if not self.kept:
             return f"{self.path:<40} {self.now:>10,}   new"
         word = "   REGRESSION" if self.is_regression else ""
-        return f"{self.path:<40} {self.now:>10,}   {self.now / self.kept - 1:+.1%}{word}"
+        return f"{self.path:<40} {self.now:>10,}   {self.percent:+.1f}%{word}"
 
 
 def compare(now: Mapping[str, int], kept: Mapping[str, int]) -> list[Change]:
@@ -74,29 +96,48 @@ def parse_count(text: str) -> int:
 def run(*, keep: bool) -> int:
     """Count all paths, print them beside the kept counts; the exit code: 1 if one takes clearly more."""
     if shutil.which("valgrind") is None:
-        print("instruction counts skipped: valgrind is not on PATH (Debian: apt-get install valgrind)")
+        print(f"instruction counts skipped: {NO_VALGRIND}")
         return 0
+    now, here = count(), _platform()
+    if keep:
+        document = {"release": sharedcluster.__version__, "platform": here, "counts": now}
+        KEPT.write_text(json.dumps(document, indent=2) + "\n")
+        print(f"kept in {KEPT.relative_to(ROOT)}")
+    kept = Kept.load(KEPT)
+    changes = compare(now, kept.counts if kept.platform == here else {})
+    print(f"{'instructions per step':<40} {'now':>10}   since {kept.release}")
+    for change in changes:
+        print(change)
+    if kept.platform != here:
+        print(f"not compared: the kept counts are of {kept.platform}, this is {here}")
+    return int(any(change.is_regression for change in changes))
+
+
+def measure() -> Measured:
+    """The same as a row of the results."""
+    measured = Measured(NAME)
+    if shutil.which("valgrind") is None:
+        measured.missing["all paths"] = NO_VALGRIND
+        return measured
+    kept = Kept.load(KEPT)
+    comparable = kept.platform == _platform()
+    for change in compare(count(), kept.counts if comparable else {}):
+        figures = {"instructions": float(change.now)}
+        if comparable:
+            figures |= {f"at {kept.release}": float(change.kept), "change, %": change.percent}
+        measured.repeats[f"{change.path}{' (REGRESSION)' if change.is_regression else ''}"] = [figures]
+    if not comparable:
+        measured.missing["the last release"] = "counted with another Python or other compiled packages, not comparable"
+    sys.stderr.write("\n")
+    return measured
+
+
+def count() -> dict[str, int]:
+    """The instructions of one step of each path."""
     for folder in ("benchmarks", "sharedcluster"):  # or the first run of each path compiles, and counts that
         compileall.compile_dir(ROOT / folder, quiet=2)
     with ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1))) as pool:
-        now = dict(zip(PATHS, pool.map(_count, PATHS), strict=True))
-    here = _platform()
-    if keep:
-        KEPT.write_text(
-            json.dumps({"release": sharedcluster.__version__, "platform": here, "counts": now}, indent=2) + "\n"
-        )
-        print(f"kept in {KEPT.relative_to(ROOT)}")
-    kept: dict[str, Any] = (
-        json.loads(KEPT.read_text()) if KEPT.exists() else {"release": "none", "platform": here, "counts": {}}
-    )
-    comparable = kept["platform"] == here
-    changes = compare(now, kept["counts"] if comparable else {})
-    print(f"{'instructions per step':<40} {'now':>10}   since {kept['release']}")
-    for change in changes:
-        print(change)
-    if not comparable:
-        print(f"not compared: the kept counts are of {kept['platform']}, this is {here}")
-    return int(any(change.is_regression for change in changes))
+        return dict(zip(PATHS, pool.map(_count, PATHS), strict=True))
 
 
 def _count(path: str) -> int:
