@@ -44,10 +44,9 @@ test-slow: setup-test  ## storms, fuzzing, soak
 consistency: setup-test  ## 200,000 operations on a cluster under faults, checked against the guarantees; ten minutes
 	$(BIN)/python -m tests.slow.consistency
 
-bench:  ## the whole comparison with other servers; about half an hour
+bench:  ## the whole comparison with other servers; about twenty minutes
 	$(PYTHON) -m benchmarks install
 	.bench/venv/bin/python -m benchmarks run
-	.bench/venv/bin/python -m benchmarks micro
 
 bench-quick:  ## only the rows that have a bar; under three minutes, once the other servers are installed
 	$(PYTHON) -m benchmarks install

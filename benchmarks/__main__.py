@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import signal
 import sys
 import time
@@ -17,6 +16,8 @@ from benchmarks.install import install
 QUICK_PEERS: Final = ("sharedcluster", "gunicorn gevent", "granian", "bjoern", "node cluster")
 LATEST: Final = RESULTS / "latest.json"
 PREVIOUS: Final = RESULTS / "previous.json"
+UNDER_WAY: Final = HOME / "under-way.json"
+"""A whole run, until it is done: one that is interrupted takes nothing from the results that are kept."""
 QUICK: Final = HOME / "quick.json"
 SHOWN_IN: Final = (ROOT / "docs" / "performance.md", ROOT / "README.md")
 """Pages into which a report writes its tables, between `<!-- results: NAME -->` and `<!-- end of results -->`."""
@@ -28,12 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("install", help="make .bench/ with the peers")
     run = commands.add_parser("run", help="measure, and write results and report")
-    run.add_argument("--quick", action="store_true", help="rows with a bar only, short turns; under 3 minutes")
+    run.add_argument("--quick", action="store_true", help="rows with a bar only, few rounds; under 3 minutes")
     run.add_argument("--row", action="append", default=[], metavar="TEXT", help="only rows whose name has this in it")
     run.add_argument("--work", action="store_true", help="only CPU per request: not reloads, memory, scaling ...")
     run.add_argument("--peer", action="append", default=[], help="only this server beside ours; repeatable")
-    run.add_argument("--seconds", type=float, default=2.0, help="of one turn [2]")
-    run.add_argument("--rounds", type=int, default=5, help="turns of each server [5]")
+    run.add_argument("--seconds", type=float, default=1.0, help="of one turn [1]")
+    run.add_argument("--rounds", type=int, default=9, help="turns of each server that a bar is set against [9]")
+    run.add_argument("--others", type=int, default=3, help="turns of each other server [3]")
     commands.add_parser("report", help="write the page and the plots from the kept results again")
     micro = commands.add_parser("micro", help="instruction counts of the hot paths, against those kept")
     micro.add_argument("--keep", action="store_true", help="keep these counts as the release's")
@@ -59,12 +61,10 @@ def _run(chosen: argparse.Namespace) -> None:
 
     limits.raise_open_files()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that no server is left behind
-    path = QUICK if chosen.quick else LATEST
-    scale = Scale(1.0, 2) if chosen.quick else Scale(chosen.seconds, chosen.rounds)
-    is_whole = not (chosen.quick or chosen.row or chosen.peer)
-    if is_whole and path.exists():
-        shutil.copy(path, PREVIOUS)  # the table before this one is kept, to see how far two runs differ
-    results = Results() if chosen.quick else Results.load(path)
+    is_whole = not (chosen.quick or chosen.row or chosen.peer or chosen.work)
+    path = QUICK if chosen.quick else UNDER_WAY if is_whole else LATEST
+    scale = Scale(1.0, 3, 2) if chosen.quick else Scale(chosen.seconds, chosen.rounds, chosen.others)
+    results = Results() if chosen.quick or is_whole else Results.load(path)
     results.environment, results.left_out = environment.describe(), left_out()
     only = ("sharedcluster", *chosen.peer) if chosen.peer else QUICK_PEERS if chosen.quick else ()
     begun = time.monotonic()
@@ -74,38 +74,37 @@ def _run(chosen: argparse.Namespace) -> None:
             sys.stderr.write(f"{time.monotonic() - begun:5.0f} s  {name} ")
             code = code_state.current()
             results.add(rows.measure(name, scale, redis, only, quick=chosen.quick), scale, code)
+            results.environment |= environment.seen_since(results.environment, time.monotonic() - begun)
             results.save(path)
     finally:
         redis.stop()
+    if is_whole:
+        if LATEST.exists():
+            LATEST.replace(PREVIOUS)  # the table before this one is kept, to see how far two runs differ
+        path = path.replace(LATEST)
     report(path, PREVIOUS)
 
 
 def report(path: Path, previous: Path) -> None:
     """Write the Markdown page and the plots that belong to a file of results; print the bars."""
-    from benchmarks import capacity, code_state, plots, table
+    from benchmarks import code_state, markdown, plots, table, twice
     from benchmarks.results import Results
 
     results, now = Results.load(path), code_state.current()
-    before = Results.load(previous) if path == LATEST else None
     page = path.with_suffix(".md")
-    page.write_text(table.document(results, now, before))
     if path == LATEST:
-        for entry in results.entries.values():
-            if entry.kind == "work" and entry.servers:
-                (RESULTS / f"{slug(entry.name)}.svg").write_text(plots.cpu_per_request(entry))
-        blocks = {"bars": table.bars(results, now), "capacity": capacity.section(results)}
+        before = Results.load(previous)
+        page.write_text(table.document(results, now, before))
+        plots.write_all(results, RESULTS)
+        blocks = table.blocks(results, now, before)
         for shown in SHOWN_IN:
             if shown.exists():
-                shown.write_text(table.insert(shown.read_text(), blocks))
-        (RESULTS / "scaling.svg").write_text(plots.scaling(list(results.entries.values())))
+                shown.write_text(markdown.insert(shown.read_text(), blocks))
+        print("\n".join([*twice.bars(results, before), ""]))
+    else:
+        page.write_text(table.document(results, now))
     print("\n".join(table.bars(results, now)))
     print(f"\nthe whole table: {page.relative_to(ROOT)}")
-
-
-def slug(name: str) -> str:
-    """A file's name from a row's: letters, digits and hyphens."""
-    words = "".join(c if c.isalnum() else " " for c in name.lower()).split()
-    return "-".join(words)
 
 
 if __name__ == "__main__":

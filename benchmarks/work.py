@@ -42,6 +42,13 @@ WORKS: Final[dict[str, Work]] = {
     work.name: work
     for work in (
         Work("plain WSGI", "plain", "/", (*_PYTHON, "node cluster", "pm2")),
+        Work(
+            "plain WSGI, a new connection per request",
+            "plain",
+            "/",
+            ("sharedcluster, shared", "gunicorn gevent", "granian", "uwsgi", "bjoern", "node cluster"),
+            new_connection=True,
+        ),
         Work("Flask hello", "flask", "/", (*_PYTHON, "node cluster", "pm2")),
         Work(
             "Flask hello, a new connection per request",

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import plots, table
+from benchmarks import markdown, plots, table, twice
 from benchmarks.bars import BARS, Bar, verdict
 from benchmarks.code_state import CodeState
 from benchmarks.ratios import Summary, summary
@@ -21,7 +21,15 @@ THEN, NOW = CodeState("aaaa", "old"), CodeState("bbbb", "new")
 
 def turns(*cpu: float) -> list[dict[str, float]]:
     """A server's turns with these costs."""
-    rest = {"redis_us": 0.0, "rate": 1000.0, "p50_ms": 1.0, "p99_ms": 2.0, "failed": 0.0, "closed_idle": 0.0}
+    rest = {
+        "redis_us": 0.0,
+        "client_us": 9.0,
+        "rate": 1000.0,
+        "p50_ms": 1.0,
+        "p99_ms": 2.0,
+        "failed": 0.0,
+        "closed_idle": 0.0,
+    }
     return [{"cpu_us": each, **rest} for each in cpu]
 
 
@@ -79,8 +87,33 @@ def test_a_peer_that_could_not_be_installed_is_named() -> None:
 
 def test_two_runs_side_by_side() -> None:
     """The distance of a ratio between two runs, as a part of the first."""
-    lines = table.twice(results(ours=(11.0, 11.0)), results(ours=(10.0, 10.0)))
+    lines = twice.section(results(ours=(11.0, 11.0)), results(ours=(10.0, 10.0)))
     assert "| plain WSGI | granian | 0.50 | 0.55 | +10% |" in lines
+
+
+def test_bars_of_two_runs() -> None:
+    """Both medians, the distance and the verdict of each; and that runs of different code are no repeats."""
+    lines = twice.bars(results(ours=(14.0, 14.0)), results(ours=(12.0, 12.0)))
+    assert "| plain WSGI | ≤ 0.65 × granian | 0.60 | 0.70 | +17% | met / **MISSED** |" in lines
+    assert not any("code changed" in line for line in lines)
+    assert any("code changed" in line for line in twice.bars(results(NOW), results(THEN)))
+
+
+def test_a_server_without_a_bar_is_compared_in_the_rounds_it_had() -> None:
+    """It takes part in the first rounds only; later ones of ours are not paired with anything."""
+    entry = Entry(
+        "JSON", "work", "", NOW, Scale(1, 3, 1), {"sharedcluster": turns(10.0, 99.0, 99.0), "uwsgi": turns(20.0)}, {}
+    )
+    assert entry.ratio("sharedcluster", "uwsgi") == Summary(0.5, 0.5, 0.5, 1)
+    assert entry.best_ratio("sharedcluster", "uwsgi") == 0.5
+
+
+def test_who_is_ahead_of_us_is_listed() -> None:
+    """By itself, from the medians; a server that was ahead in some rounds only is marked."""
+    assert "| plain WSGI | granian | 1.05 (0.90–1.20) | not in every round |" in table.behind(
+        results(ours=(18.0, 24.0)), NOW
+    )
+    assert table.behind(results(), NOW) == ["In no row."]
 
 
 def test_results_survive_their_file(tmp_path: Path) -> None:
@@ -96,20 +129,35 @@ def test_results_survive_their_file(tmp_path: Path) -> None:
 def test_plots_are_well_formed() -> None:
     """An XML parser reads them, and each server has its bar."""
     entry = results().entries["plain WSGI"]
-    for svg in (plots.cpu_per_request(entry), plots.lines("a < b & c", "workers", [("x", [(1, 2.0), (2, 3.0)])])):
+    for svg in (plots.cpu_per_request(entry), plots.lines("a < b", "a & b", "workers", [("x", [(1, 2.0), (2, 3.0)])])):
         assert ElementTree.fromstring(svg).tag.endswith("svg")
     assert plots.cpu_per_request(entry).count("<rect") == 2
 
 
+def test_plots_of_a_run(tmp_path: Path) -> None:
+    """One for each row, one for the bars, in which a missed one looks different; those of former rows are gone."""
+    (tmp_path / "a-row-of-long-ago.svg").write_text("")
+    plots.write_all(results(ours=(20.0, 20.0)), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"plain-wsgi.svg", "scaling.svg", "where-it-stands.svg"}
+    assert 'rect class="m"' in (tmp_path / "where-it-stands.svg").read_text()
+
+
+def test_names_of_lines_do_not_cover_each_other() -> None:
+    """Two lines that end at the same height have their names below each other."""
+    svg = plots.lines("", "", "", [("one", [(1, 1.0), (2, 1.5)]), ("two", [(1, 1.0), (2, 1.5)])])
+    heights = [float(each.get("cy", "")) for each in ElementTree.fromstring(svg) if each.tag.endswith("circle")]
+    assert abs(heights[0] - heights[1]) >= 15
+
+
 def test_a_cell_is_short() -> None:
     """One figure where there is no spread; three digits are enough."""
-    assert table.markdown(("a", "b|c"), [("1", "2")]) == ["| a | b\\|c |", "| --- | --- |", "| 1 | 2 |"]
+    assert markdown.table(("a", "b|c"), [("1", "2")]) == ["| a | b\\|c |", "| --- | --- |", "| 1 | 2 |"]
     assert summary([0.0]).spread == 0.0
 
 
 def test_tables_go_where_a_page_has_a_place_for_them() -> None:
     """Only what stands between the marks is replaced, again and again to the same effect."""
     page = "a\n<!-- results: bars -->\nold\n<!-- end of results -->\nb <!-- results: other --> c"
-    once = table.insert(page, {"bars": ["| 1 \\1 |"], "none": ["x"]})
+    once = markdown.insert(page, {"bars": ["| 1 \\1 |"], "none": ["x"]})
     assert once == "a\n<!-- results: bars -->\n\n| 1 \\1 |\n\n<!-- end of results -->\nb <!-- results: other --> c"
-    assert table.insert(once, {"bars": ["| 1 \\1 |"]}) == once
+    assert markdown.insert(once, {"bars": ["| 1 \\1 |"]}) == once
