@@ -13,7 +13,6 @@ from typing import Final
 from benchmarks import HOME, RESULTS, ROOT
 from benchmarks.install import install
 
-QUICK_PEERS: Final = ("sharedcluster", "gunicorn gevent", "granian", "bjoern", "node cluster")
 LATEST: Final = RESULTS / "latest.json"
 PREVIOUS: Final = RESULTS / "previous.json"
 UNDER_WAY: Final = HOME / "under-way.json"
@@ -29,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("install", help="make .bench/ with the peers")
     run = commands.add_parser("run", help="measure, and write results and report")
-    run.add_argument("--quick", action="store_true", help="rows with a bar only, few rounds; under 3 minutes")
+    run.add_argument("--quick", action="store_true", help="only what has a bar, in few rounds; under 3 minutes")
     run.add_argument("--row", action="append", default=[], metavar="TEXT", help="only rows whose name has this in it")
     run.add_argument("--work", action="store_true", help="only CPU per request: not reloads, memory, scaling ...")
     run.add_argument("--peer", action="append", default=[], help="only this server beside ours; repeatable")
@@ -63,10 +62,10 @@ def _run(chosen: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwind, so that no server is left behind
     is_whole = not (chosen.quick or chosen.row or chosen.peer or chosen.work)
     path = QUICK if chosen.quick else UNDER_WAY if is_whole else LATEST
-    scale = Scale(1.0, 3, 2) if chosen.quick else Scale(chosen.seconds, chosen.rounds, chosen.others)
+    scale = Scale(1.0, 3, 0) if chosen.quick else Scale(chosen.seconds, chosen.rounds, chosen.others)
     results = Results() if chosen.quick or is_whole else Results.load(path)
     results.environment, results.left_out = environment.describe(), left_out()
-    only = ("sharedcluster", *chosen.peer) if chosen.peer else QUICK_PEERS if chosen.quick else ()
+    only = ("sharedcluster", *chosen.peer) if chosen.peer else ()
     begun = time.monotonic()
     redis = Redis().start()
     try:

@@ -42,6 +42,7 @@ class Peer:
     Attributes:
         needs: The entry of `install.left_out` without which it cannot run.
         scales: Whether it has more than one worker process.
+        warm_up: Seconds of load before it is measured: Node compiles what it has seen often.
         reload: How it is told to replace its workers: a signal's name, a command, or "" if it cannot.
     """
 
@@ -50,6 +51,7 @@ class Peer:
     needs: str = ""
     scales: bool = True
     preloads: bool = False
+    warm_up: float = 1.0
     reload: str | tuple[str, ...] = ""
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -150,8 +152,8 @@ PEERS: Final[dict[str, Peer]] = {
         Peer("bjoern", _bjoern, "bjoern"),
         Peer("waitress", _waitress, "waitress", scales=False),
         Peer("gevent.pywsgi", _pywsgi),
-        Peer("node cluster", _node, "node", environment=_NODE_ENV),
-        Peer("pm2", _pm2, "pm2", environment=_NODE_ENV, reload=("pm2", "reload", "all")),
+        Peer("node cluster", _node, "node", warm_up=3.0, environment=_NODE_ENV),
+        Peer("pm2", _pm2, "pm2", warm_up=3.0, environment=_NODE_ENV, reload=("pm2", "reload", "all")),
     )
 }
 OURS: Final = "sharedcluster"

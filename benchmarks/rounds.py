@@ -64,7 +64,7 @@ class Scale:
     Attributes:
         seconds: Of one turn.
         rounds: Turns of ours and of each server that a bar is set against.
-        others: Turns of each other server, in the first of these rounds.
+        others: Turns of each other server, in the first of these rounds; with 0 they are not started.
         workers: Of each server.
     """
 
@@ -79,12 +79,13 @@ def measure(work: Work, scale: Scale, redis: Redis, only: Sequence[str] = ()) ->
     row = Row(work.name)
     often = {OURS, *peers_with_a_bar(work.name)}
     has_a_bar = len(often) > 1
+    wanted = [name for name in (OURS, *work.peers) if (not only or name in only) and (scale.others or name in often)]
     with ExitStack() as undo:
-        servers = _start(work, scale, redis, row, undo, only)
+        servers = _start(work, scale, redis, row, undo, wanted)
         for server in list(servers):
             # Warm: compilers, caches, lazy imports.
             alone = dataclasses.replace(work, idle=0)
-            _take_turn(server, servers, row, lambda each: turn(each, alone, 1.0, redis))  # noqa: B023 - called here
+            _take_turn(server, servers, row, lambda each: turn(each, alone, each.peer.warm_up, redis))  # noqa: B023
         row.slices.clear()
         for number in range(scale.rounds if has_a_bar else scale.others):
             # Each round begins with another server, so that none is always first after a pause.
@@ -109,13 +110,11 @@ def _take_turn(server: Server, servers: list[Server], row: Row, run: Callable[[S
     sys.stderr.flush()
 
 
-def _start(work: Work, scale: Scale, redis: Redis, row: Row, undo: ExitStack, only: Sequence[str]) -> list[Server]:
+def _start(work: Work, scale: Scale, redis: Redis, row: Row, undo: ExitStack, wanted: Sequence[str]) -> list[Server]:
     launched = []
     absent = left_out()
-    for name in (OURS, *work.peers):
+    for name in wanted:
         peer = PEERS[name]
-        if only and name not in only:
-            continue
         if peer.needs in absent:
             row.missing[name] = absent[peer.needs]
             continue

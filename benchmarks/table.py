@@ -15,6 +15,7 @@ from benchmarks.results import Entry, Results
 
 STALE: Final = "⚠ stale"
 RATES: Final = ("rate", "p50_ms", "p99_ms", "redis_us", "client_us")
+REMARKS: Final = {"failed": "failed", "dropped": "cut off", "closed_idle": "idle connections closed"}
 A_VARIANT: Final = "sharedcluster, shared"
 """Ours in another set-up: being behind it is not being behind another server."""
 
@@ -119,10 +120,8 @@ def rates(results: Results) -> list[str]:
     for entry in results.entries.values():
         for server in entry.servers if entry.kind == "work" else ():
             rate, p50, p99, redis, client = (entry.figure(server, name) for name in RATES)
-            failed = sum(turn["failed"] for turn in entry.servers[server])
-            closed = sum(turn["closed_idle"] for turn in entry.servers[server])
-            remarks = [f"{failed:.0f} failed"] if failed else []
-            remarks += [f"{closed:.0f} idle connections closed"] if closed else []
+            sums = [(sum(turn[name] for turn in entry.servers[server]), words) for name, words in REMARKS.items()]
+            remarks = [f"{count:.0f} {words}" for count, words in sums if count]
             if rate and p50 and p99 and redis and client:
                 cells = (f"{rate.median:,.0f}", f"{p50.median:.2f}", f"{p99.median:.2f}")
                 beside = (f"{redis.median:.1f}", f"{client.median:.1f}", ", ".join(remarks))

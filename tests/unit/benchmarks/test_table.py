@@ -21,15 +21,8 @@ THEN, NOW = CodeState("aaaa", "old"), CodeState("bbbb", "new")
 
 def turns(*cpu: float) -> list[dict[str, float]]:
     """A server's turns with these costs."""
-    rest = {
-        "redis_us": 0.0,
-        "client_us": 9.0,
-        "rate": 1000.0,
-        "p50_ms": 1.0,
-        "p99_ms": 2.0,
-        "failed": 0.0,
-        "closed_idle": 0.0,
-    }
+    none = dict.fromkeys(("redis_us", "client_us", "failed", "dropped", "closed_idle"), 0.0)
+    rest = {"rate": 1000.0, "p50_ms": 1.0, "p99_ms": 2.0, **none}
     return [{"cpu_us": each, **rest} for each in cpu]
 
 
