@@ -67,7 +67,7 @@ def standing(results: Results) -> str:
             kind = "o" if measured.median <= bar.limit else "m"
             rows.append((f"{bar.work} ÷ {bar.peer}", kind, measured, bar.limit))
     title = "CPU per request, ours ÷ theirs (less is better)"
-    return bars(title, f"red: the bar we set; orange: missed; {_about(entries)}", rows, 340, 2)
+    return bars(title, f"red: the bar we set; orange: missed; {_about(entries)}", rows, 370, 2)
 
 
 def bars(
@@ -104,12 +104,14 @@ def scaling(results: Results) -> str:
             series.append((entry.name.removeprefix("scaling: "), points))
     cores = results.environment.get("cpus")
     title = "CPU per request with more workers, over that with one (flat is good)"
-    return lines(title, f"{cores} cores for all of it, and for the client; {_about(entries)}", "workers", series)
+    return lines(
+        title, f"{cores} cores for all of it, and for the client; {_about(entries, 'median')}", "workers", series
+    )
 
 
 def lines(title: str, under: str, across: str, series: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
     """Lines over numbered steps, from zero: each series is a name and its points."""
-    height, left, right = 320, 40, WIDTH - 270
+    height, left, right = 320, 40, WIDTH - 290
     bottom = height - 44
     points = [point for _, data in series for point in data]
     highest = math.ceil(max((y for _, y in points), default=1.0))
@@ -144,14 +146,14 @@ def _head(title: str, under: str, height: int) -> list[str]:
     ]
 
 
-def _about(entries: Iterable[Entry]) -> str:
+def _about(entries: Iterable[Entry], figure: str = "median and range") -> str:
     """When, how often, of which commit."""
     measured = list(entries)
     turns = {len(turns) for entry in measured for turns in entry.servers.values()} or {0}
     rounds = f"{min(turns)} to {max(turns)}" if len(turns) > 1 else f"{max(turns)}"
     when = max((entry.taken[:10] for entry in measured), default="never")
     commits = " and ".join(dict.fromkeys(entry.code.commit[:7] for entry in measured))
-    return f"median and range of {rounds} rounds, {when}, {commits}"
+    return f"{figure} of {rounds} rounds, {when}, {commits}"
 
 
 def _apart(places: Sequence[float], distance: float = 15.0) -> list[float]:
