@@ -43,7 +43,8 @@ NODE_PATH: Final = f"{NODE / 'node_modules' / 'node' / 'bin'}{os.pathsep}{os.env
 
 def install() -> None:
     """Install what is missing; a second call does nothing, but tries again what could not be installed."""
-    if STAMP.exists() and STAMP.stat().st_mtime > (ROOT / "pyproject.toml").stat().st_mtime and not left_out():
+    newest = max(path.stat().st_mtime for path in (ROOT / "pyproject.toml", Path(__file__)))
+    if STAMP.exists() and STAMP.stat().st_mtime > newest and not left_out():
         return
     HOME.mkdir(exist_ok=True)
     absent: dict[str, str] = {}
@@ -86,9 +87,9 @@ def _install_node() -> dict[str, str]:
         manifest.write_text('{"private": true}\n')
     absent = {}
     command = ["npm", "install", "--silent", "--no-audit", "--no-fund"]
-    if reason := _run([*command, "node"], NODE):
+    if reason := _run([*command, "node@latest"], NODE):
         absent["the current release of Node, in its place the one on PATH"] = reason
-    if reason := _run([*command, *NODE_PEERS], NODE):  # with that one, or npm picks what is old enough for another
+    if reason := _run([*command, *(f"{name}@latest" for name in NODE_PEERS)], NODE):
         absent |= dict.fromkeys(("node", "pm2"), reason)
     return absent
 
