@@ -189,7 +189,7 @@ def beside_waiting(peer: Peer, scale: Scale, redis: Redis) -> Figures:
 
 
 def _beside(peer: Peer, scale: Scale, redis: Redis, path: str, clients: int) -> Figures:
-    seconds = 4.0
+    seconds = 3.0
     with _Running(peer, "flask", redis, workers=scale.workers) as server:
         busy = Plan(server.port, path, clients, seconds, think=0.1 if clients == 1 else 0.0)
         hello = Plan(server.port, "/", 16, seconds, rate=100)
@@ -247,11 +247,11 @@ SPECIALS: Final[Mapping[str, Special]] = {
             ("gunicorn gevent", "gunicorn gthread", "granian", "uwsgi", "pm2"),
         ),
         Special("start-up", start_up, ("gunicorn gevent", "granian", "uwsgi", "bjoern", "node cluster", "pm2"), 3),
-        Special("memory per further worker", memory, ("gunicorn gevent", "granian", "node cluster", "pm2")),
+        Special("memory per further worker", memory, ("gunicorn gevent", "granian", "node cluster", "pm2"), 1),
         Special("memory per further worker with --preload", memory_preloaded, ("gunicorn gevent", "uwsgi")),
         Special(
             "memory per idle connection", idle_memory,
-            ("gunicorn gevent", "granian", "uwsgi", "bjoern", "node cluster"),
+            ("gunicorn gevent", "granian", "uwsgi", "bjoern", "node cluster"), 1,
         ),
         Special("hello beside computing views", beside_computing, _BESIDE),
         Special("hello beside waiting views", beside_waiting, _BESIDE_WAITING),
