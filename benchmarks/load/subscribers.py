@@ -19,7 +19,8 @@ from benchmarks.load.answers import is_whole, parse_head
 from benchmarks.ratios import percentile
 
 EVENT: Final = re.compile(rb"data: ?\"?(\d{6,})\"?\n")
-LAST_EVENTS: Final = 3.0
+LAST_EVENTS: Final = 10.0
+"""Seconds after the last one was published in which an event is late and not lost."""
 
 
 def main() -> None:
