@@ -1,7 +1,7 @@
 """The grammar of a request line and of framing fields, and why a text that is none is refused. Pure, no I/O.
 
-llhttp judges the grammar of a whole head; here is what it leaves open, and what explains a refusal: the functions called
-`explain_...` and `refuse_...` return the broken rule with the most telling status.
+llhttp judges the grammar of a whole head; here is what it leaves open, and what explains a refusal: the functions
+called `explain_...` and `refuse_...` choose the broken rule with the most telling status.
 """
 
 from __future__ import annotations
