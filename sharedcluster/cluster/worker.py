@@ -109,7 +109,8 @@ class Worker:
             self._primary_gone,
         )
         loop = gevent.get_hub().loop
-        self._heartbeat = loop.timer(0.0, HEARTBEAT_INTERVAL)
+        self._first_turn = loop.timer(0.0)
+        self._heartbeat = loop.timer(HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL)
         self._before_wait = loop.prepare()
         self._after_wait = loop.check()
         self._acceptors: list[SharedAcceptor] = []
@@ -142,8 +143,7 @@ class Worker:
             return EXIT_LOAD_FAILED
         if self.config.wait_ready and not self._hear_ready():
             return self._finish(self._server)
-        self._wire.say(Listening(loaded.secret))
-        self._heartbeat.start(self._tick)
+        self._first_turn.start(self._come_up, loaded.secret)
         self._before_wait.start(self._note_wait, self._server, self.context.row)
         self._after_wait.start(self.context.row.works)
         self._accept_shared(self._server)
@@ -266,6 +266,15 @@ class Worker:
         if self._server is None:
             os._exit(0)
         self._leave.set()
+
+    def _come_up(self, secret: str) -> None:
+        """The loop turns: only now the primary may count on this worker, and on a reload's old ones no more.
+
+        An application that starts something on import that keeps the loop for itself never gets here.
+        """
+        self._tick()
+        self._heartbeat.start(self._tick)
+        self._wire.say(Listening(secret))
 
     def _tick(self) -> None:
         """Once a second."""

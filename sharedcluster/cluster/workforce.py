@@ -281,8 +281,8 @@ class Workforce:
             self._reload_ended("")
 
     def _abandon(self, action: supervision.AbandonReload) -> None:
-        what, trace = action.worker.load_failure or ("a new worker ended before it was ready", "")
-        self.abandon_reload(what, trace)
+        late = f"a new worker was not ready within {self.desired.boot_timeout:g} s (--boot-timeout)"
+        self.abandon_reload(*(action.worker.load_failure or (late, "")))
 
     def abandon_reload(self, what: str, trace: str) -> None:
         """Stay with the generation that serves; those that were to replace it go."""

@@ -130,3 +130,23 @@ def test_scaling_by_command_and_signal(changing: Cluster) -> None:
     changing.cli("scale", "+1")
     wait_until(lambda: len(changing.workers()) == 4, "four once more")
     assert changing.workers()[3]["id"] == 6
+
+
+def test_ready_means_that_the_loop_turns(start_cluster: StartCluster, tmp_path: Path) -> None:
+    """New code that loads, and has started something that never lets the loop turn, is not counted on: the reload ends
+    with an error, the old workers, the same processes, go on serving.
+    """
+    module = tmp_path / "changing.py"
+    module.write_text(APP.format(version="one"))
+    cluster = start_cluster("changing:app", "-w", "2", "--redis", "none", "--boot-timeout", "4", cwd=tmp_path)
+    before = {w["pid"] for w in cluster.workers()}
+    module.write_text(
+        APP.format(version="two")
+        + "import gevent\nfrom gevent import monkey\ngevent.spawn(monkey.get_original('time', 'sleep'), 600)\n"
+    )
+    result = cluster.cli("reload")
+    assert result.returncode == 3
+    assert "was not ready within 4 s" in result.stderr
+    wait_until(lambda: {w["pid"] for w in cluster.workers()} == before, "the failed generation is gone")
+    assert cluster.status()["generation"] == 1
+    assert {cluster.get("/").body for _ in range(4)} == {b"one"}
