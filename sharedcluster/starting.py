@@ -429,13 +429,8 @@ def _follow(primary: Primary) -> None:
         if reason.asked:
             logger.debug("worker %d (slot %d, pid %d) left", worker.id, worker.slot, worker.pid)
             return
-        how = (
-            f"was killed by {signal.Signals(reason.signal).name}"
-            if reason.signal
-            else f"ended with code {reason.code}"
-        )
         memory = _about_memory(worker, reason)
-        logger.error("worker %d (slot %d, pid %d) %s%s", worker.id, worker.slot, worker.pid, how, memory)
+        logger.error("worker %d (slot %d, pid %d) %s%s", worker.id, worker.slot, worker.pid, reason.how, memory)
         if worker.load_failure:
             logger.error("%s\n%s", *worker.load_failure)
 

@@ -9,7 +9,8 @@ Laws:
 2. `Server.serve` reads and runs the application until it waits, before the next connection is taken. So a view that
    blocks the process never sits on a second connection that was read and cannot be given to anybody else.
 3. Signals of the terminal (INT, QUIT, HUP) are for the primary. TERM means: ask the primary for a replacement, and
-   go on serving until it is there; a second one, or one during the drain: end now.
+   go on serving until it is there; a second one, or one during the drain: end now. Until the worker is ready TERM does
+   what it does to any process: nothing is served that could be lost, and the primary sees what ended it.
 4. When the primary is gone the worker drains and exits. If its loop stands still it cannot notice that; then a
    watchdog in C (`faulthandler`) writes the stacks and ends it, so that no orphan remains for ever.
 """
@@ -272,6 +273,7 @@ class Worker:
 
         An application that starts something on import that keeps the loop for itself never gets here.
         """
+        gevent.signal_handler(signal.SIGTERM, self._on_term)
         self._tick()
         self._heartbeat.start(self._tick)
         self._wire.say(Listening(secret))
@@ -335,13 +337,9 @@ class Worker:
         # In C, so that it works while the loop stands still; the greenlets follow if Python still runs.
         signal.signal(signal.SIGUSR2, _dump_greenlets)
         faulthandler.register(signal.SIGUSR2, file=sys.stderr, all_threads=True, chain=True)
-        gevent.signal_handler(signal.SIGTERM, self._on_term)
 
     def _on_term(self) -> None:
-        if self._leave.is_set() or self._server is None:
-            self._end_now()
-            return
-        if self._asked_to_leave:
+        if self._leave.is_set() or self._asked_to_leave:
             self._end_now()
             return
         self._asked_to_leave = True

@@ -98,6 +98,7 @@ class Workforce:
         self._rebalance_at = 0.0
         self._acted_at = 0.0
         # The reload that is on its way, and the one asked for meanwhile
+        self._newcomers_killed = 0
         self._reload_again = False
         self._reload_observers: list[Callable[[str], None]] = []
 
@@ -264,6 +265,7 @@ class Workforce:
             self._reload_again = True
             return
         self._slots.crashes.clear()
+        self._newcomers_killed = 0
         self._last_generation += 1
         self.desired = replace(self.desired, generation=self._last_generation)
         logger.info("reloading %d workers: generation %d", self.desired.workers, self.desired.generation)
@@ -447,7 +449,7 @@ class Workforce:
         if reason.code in self._config.stop_exit_codes and not worker.asked_to_leave:
             self._leave_empty(worker)
         elif not (worker.asked_to_leave or self.is_leaving):
-            self._crashed(worker)
+            self._crashed(worker, reason)
 
     def _leave_empty(self, worker: WorkerHandle) -> None:
         """It ended as it may (`stop_exit_codes`): one worker fewer, and without any the cluster has done its work."""
@@ -455,11 +457,15 @@ class Workforce:
         logger.info("worker %d (slot %d) has done its work: %d left", worker.id, worker.slot, left)
         self.desired = replace(self.desired, workers=left) if left else replace(self.desired, stopping=True)
 
-    def _crashed(self, worker: WorkerHandle) -> None:
+    def _crashed(self, worker: WorkerHandle, reason: ExitReason) -> None:
         self._slots.crashed(worker, time.monotonic())
         self.counters["restarts"] += 1
         if self.is_reloading and worker.generation == self.desired.generation and worker.listening_at is None:
-            self._abandon(supervision.AbandonReload(worker))
+            end = -reason.signal if reason.signal else reason.code or 0
+            if supervision.speaks_against_new_code(end, self._newcomers_killed):
+                what = f"a new worker {reason.how} before it was ready"
+                self.abandon_reload(*(worker.load_failure or (what, "")))
+            self._newcomers_killed += 1
 
     def _was_out_of_memory(self, status: int) -> bool:
         """Whether the kernel says that it killed somebody here for want of memory since we last looked."""

@@ -169,6 +169,27 @@ def test_broken_code_changes_nothing(changing: Cluster, tmp_path: Path, code: st
     wait_until(lambda: not changing.left_over(), "no process is left")
 
 
+def test_a_new_mold_that_somebody_killed_is_replaced(start_cluster: StartCluster, tmp_path: Path) -> None:
+    """KILL, as by the kernel for want of memory, of the mold that loads the new code: another one does it."""
+    (tmp_path / "changing.py").write_text(GOOD.format(version="one"))
+    cluster = start_cluster("changing:app", "-w", "1", "--redis", "none", "--preload", cwd=tmp_path)
+    assert cluster.process is not None
+    primary = psutil.Process(cluster.process.pid)
+    serving = {c.pid for c in primary.children()}
+    (tmp_path / "changing.py").write_text(
+        GOOD.format(version="two") + "import os, time\nwhile not os.path.exists('gate'): time.sleep(0.02)\n"
+    )
+    with ThreadPoolExecutor(1) as pool:
+        reload = pool.submit(cluster.cli, "reload")
+        (first,) = wait_until(lambda: {c.pid for c in primary.children()} - serving, "a new mold loads")
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: {c.pid for c in primary.children()} - serving - {first}, "another mold loads")
+        (tmp_path / "gate").touch()
+        assert reload.result(60).returncode == 0
+    assert cluster.get("/").body == b"two"
+    assert "was killed by SIGKILL. It is tried again." in cluster.output()
+
+
 def test_a_mold_that_cannot_load_any_more_is_not_tried_without_a_pause(changing: Cluster, tmp_path: Path) -> None:
     """Broken code, a dead mold and a dead worker: the other worker serves, attempts get rarer, mended code heals."""
     (tmp_path / "changing.py").write_text("raise RuntimeError('broken')\n")
