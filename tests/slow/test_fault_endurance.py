@@ -46,6 +46,8 @@ def test_reloads_do_not_add_up(start_cluster: StartCluster, tmp_path: Path, opti
         first: tuple[int, float] | None = None
         for number in range(RELOADS):
             assert control.call(cluster.control, "reload", timeout=60)["generation"] == number + 2
+            if number % 100 == 99:
+                print(f"{number + 1} reloads, {time.monotonic() - start:.0f} s: held {held(cluster)}")
             if number == min(20, RELOADS // 3):
                 wait_until(lambda: cluster.has(2), "the old generation is gone", deadline=30)
                 first = held(cluster)
