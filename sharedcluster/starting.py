@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import click
 
-from sharedcluster import redis_server
+from sharedcluster import descriptors, redis_server
 from sharedcluster.cluster import events
 from sharedcluster.cluster.commands import Commands
 from sharedcluster.cluster.forking import MoldContext, WorkerContext
@@ -52,6 +52,7 @@ def start(resolved: Resolved, observe: Callable[[Primary], None] | None = None) 
     set_up("primary", level=config.log_level, style=config.log_format, files=config.log_files())
     for warning in check_environment(os.environ):
         logger.warning("%s", warning)
+    logger.debug("%d descriptors may be open in each process", descriptors.raise_limit())
     inherited = Inheritance.from_environment()
     with ExitStack() as undo:
         listeners = _adopt(inherited, config) if inherited else _bind_all(config, undo)
