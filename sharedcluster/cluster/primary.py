@@ -259,7 +259,7 @@ class Primary:
         """A new generation; a second call during the first is done after it."""
         if not self.is_stopping:
             self.notifier.reloading()
-            self.workforce.reload(lambda failure: self._reload_is_over(failure, when_over))
+            self.workforce.reloads.ask(lambda failure: self._reload_is_over(failure, when_over))
 
     def _reload_is_over(self, failure: str, when_over: Callable[[str], None] | None) -> None:
         if failure:

@@ -29,10 +29,10 @@ def mold_of(cluster: Cluster) -> int:
 
 @pytest.fixture
 def changing(start_cluster: StartCluster, tmp_path: Path) -> Cluster:
-    """A preloaded cluster of two whose application a test can write anew; two seconds to load it."""
+    """A preloaded cluster of two whose application a test can write anew; five seconds to load it."""
     (tmp_path / "changing.py").write_text(GOOD.format(version="one"))
     return start_cluster(
-        "changing:app", "-w", "2", "--redis", "none", "--preload", "--boot-timeout", "2", cwd=tmp_path
+        "changing:app", "-w", "2", "--redis", "none", "--preload", "--boot-timeout", "5", cwd=tmp_path
     )
 
 
@@ -149,7 +149,7 @@ def test_a_mold_that_does_not_answer(changing: Cluster, end: signal.Signals | No
         ("1/0\n", "ZeroDivisionError"),
         ("import os\nos._exit(7)\n", "ended with code 7"),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n", "was killed by SIGSEGV"),
-        ("import time\ntime.sleep(600)\n", "not loaded within 2 s"),
+        ("import time\ntime.sleep(600)\n", "not loaded within 5 s"),
     ],
 )
 def test_broken_code_changes_nothing(changing: Cluster, tmp_path: Path, code: str, said: str) -> None:
