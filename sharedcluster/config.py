@@ -143,6 +143,14 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def parse_policy(text: str) -> str:
+    """The name of a policy, or `MODULE:CLASS`."""
+    module, colon, name = text.partition(":")
+    if colon and name.isidentifier() and all(part.isidentifier() for part in module.split(".")):
+        return text
+    return one_of(*POLICIES)(text)
+
+
 def parse_text(text: str) -> str:
     """Any text."""
     return text
@@ -207,8 +215,8 @@ class Config:
     )  # fmt: skip
     redis: str = setting("auto", "URL, auto, memory:// or none", "--redis", metavar="URL")
     policy: str = setting(
-        "round-robin", "who gets the next connection: " + ", ".join(POLICIES), "--policy",
-        parse=one_of(*POLICIES), metavar="NAME",
+        "round-robin", f"who gets the next connection: {', '.join(POLICIES)}, or MODULE:CLASS of your own", "--policy",
+        parse=parse_policy, metavar="NAME",
     )  # fmt: skip
     graceful_timeout: float = setting(
         30.0, "drain deadline; then TERM, then KILL", "--graceful-timeout", parse=parse_seconds, metavar="S"

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import atexit
 import importlib.metadata
-import json
 import os
 import platform
 import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
-from sharedcluster import redis_server
+from sharedcluster import descriptors, redis_server
+from sharedcluster.checking import check_application
 from sharedcluster.cluster import events
 from sharedcluster.cluster.commands import Commands
 from sharedcluster.cluster.forking import MoldContext, WorkerContext
@@ -35,8 +34,7 @@ from sharedcluster.config import BindAddress, Config, Resolved, check_environmen
 from sharedcluster.control import client
 from sharedcluster.control.protocol import check_name, runtime_folder
 from sharedcluster.control.server import ControlServer
-from sharedcluster.errors import AppLoadError, BindError, ConfigError, RedisNeededError, UserError
-from sharedcluster.hooks import Hooks
+from sharedcluster.errors import BindError, ConfigError, RedisNeededError
 from sharedcluster.log import logger, set_up
 from sharedcluster.observing import observing
 from sharedcluster.upgrading import Inheritance, Predecessor, Successor
@@ -52,6 +50,7 @@ def start(resolved: Resolved, observe: Callable[[Primary], None] | None = None) 
     set_up("primary", level=config.log_level, style=config.log_format, files=config.log_files())
     for warning in check_environment(os.environ):
         logger.warning("%s", warning)
+    logger.debug("%d descriptors may be open in each process", descriptors.raise_limit())
     inherited = Inheritance.from_environment()
     with ExitStack() as undo:
         listeners = _adopt(inherited, config) if inherited else _bind_all(config, undo)
@@ -212,7 +211,7 @@ def _cluster_of(pid: int) -> str:
     return ""
 
 
-# -- the application ---------------------------------------------------------------------------------------------
+# -- what the primary forks --------------------------------------------------------------------------------------
 
 
 def enter_worker(context: WorkerContext) -> int:
@@ -227,89 +226,6 @@ def enter_mold(context: MoldContext) -> int:
     from sharedcluster.cluster import mold
 
     return mold.main(context)
-
-
-def check_application(config: Config, redis_url: str) -> dict[str, Any]:
-    """Load the application in a throw-away child, so that what is wrong with it is said once, and by nobody else.
-
-    Returns:
-        `found` (where), `shares_state` (whether it uses the extension), `warnings` (about Redis).
-
-    Raises:
-        AppLoadError: With the application's own traceback if it raised.
-    """
-    read, write = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        os.close(read)
-        _check_in_child(config, redis_url, write)
-    os.close(write)
-    with open(read, "rb") as pipe:
-        answer = pipe.read()
-    _, status = os.waitpid(pid, 0)
-    if not answer:
-        code = os.waitstatus_to_exitcode(status)
-        ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        raise AppLoadError(f"Loading {config.app} did not come to an end: the process {ended}.")
-    facts: dict[str, Any] = json.loads(answer)
-    if "user_error" in facts:
-        raise ConfigError(facts["user_error"], fact=facts["fact"], advice=tuple(facts["advice"]))
-    if "redis_error" in facts:
-        raise RedisNeededError(facts["redis_error"], fact=facts["fact"], advice=tuple(facts["advice"]))
-    if "what" in facts:
-        raise AppLoadError(
-            facts["what"], fact=facts["fact"], advice=tuple(facts["advice"]), traceback=facts["traceback"]
-        )
-    return facts
-
-
-def _check_in_child(config: Config, redis_url: str, write: int) -> None:
-    answer: dict[str, Any] = {}
-    try:
-        if redis_url:
-            os.environ["SHAREDCLUSTER_REDIS_URL"] = redis_url
-        from gevent import monkey
-
-        monkey.patch_all()  # as in a real worker, before the application can import anything
-        from sharedcluster.cluster.loading import load
-
-        if config.certfile:
-            from sharedcluster.http.tls import make_context
-
-            make_context(config.certfile, config.keyfile or None)
-        Hooks.load(config.hooks)
-        loaded = load(config.app)
-        answer = {"found": loaded.found, "shares_state": loaded.extension is not None, "warnings": []}
-        if loaded.extension is not None and redis_url:
-            answer["warnings"] = loaded.extension.check()
-    except AppLoadError as error:
-        answer = {"what": error.what, "fact": error.fact, "advice": error.advice, "traceback": error.traceback}
-    except UserError as error:
-        kind = "redis_error" if isinstance(error, RedisNeededError) else "user_error"
-        answer = {kind: error.what, "fact": error.fact, "advice": error.advice}
-    except SystemExit as stop:
-        answer = {
-            "what": f"Loading {config.app} called sys.exit({stop.code!r}).",
-            "fact": "",
-            "advice": (),
-            "traceback": "",
-        }
-    except BaseException:
-        answer = {
-            "what": f"Loading {config.app} failed.",
-            "fact": "",
-            "advice": (),
-            "traceback": traceback.format_exc(),
-        }
-    finally:
-        data = json.dumps(answer).encode()
-        while data:
-            data = data[os.write(write, data) :]
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 # -- the primary -------------------------------------------------------------------------------------------------
@@ -429,13 +345,8 @@ def _follow(primary: Primary) -> None:
         if reason.asked:
             logger.debug("worker %d (slot %d, pid %d) left", worker.id, worker.slot, worker.pid)
             return
-        how = (
-            f"was killed by {signal.Signals(reason.signal).name}"
-            if reason.signal
-            else f"ended with code {reason.code}"
-        )
         memory = _about_memory(worker, reason)
-        logger.error("worker %d (slot %d, pid %d) %s%s", worker.id, worker.slot, worker.pid, how, memory)
+        logger.error("worker %d (slot %d, pid %d) %s%s", worker.id, worker.slot, worker.pid, reason.how, memory)
         if worker.load_failure:
             logger.error("%s\n%s", *worker.load_failure)
 

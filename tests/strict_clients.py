@@ -68,7 +68,7 @@ class Client(threading.Thread):
         self.account = Account()
         self.over = threading.Event()
         self._address = address
-        self._keep_alive = keep_alive
+        self.keep_alive = keep_alive
         self._target = target
         self._body = body
         self._digest = hashlib.sha256(body).hexdigest().encode()
@@ -108,13 +108,13 @@ class Client(threading.Thread):
             head, body = self._exchange(self._connection, number)
         except OSError as error:
             self.account.lost.append((number, repr(error)))
-            self.account.closed_by_server += self._keep_alive
+            self.account.closed_by_server += self.keep_alive
             self.hang_up()
             return b""
         self.account.longest = max(self.account.longest, time.monotonic() - start)
         self.account.answered.append(number)
         if b"connection: close" in head.lower():
-            self.account.closed_by_server += self._keep_alive
+            self.account.closed_by_server += self.keep_alive
             self.hang_up()
         return body
 
@@ -135,7 +135,7 @@ class Client(threading.Thread):
             raise
 
     def _exchange(self, connection: socket.socket, number: int) -> tuple[bytes, bytes]:
-        close = "" if self._keep_alive else "Connection: close\r\n"
+        close = "" if self.keep_alive else "Connection: close\r\n"
         method = f"POST {self._target}" if self._body else f"GET {self._target}"
         length = f"Content-Length: {len(self._body)}\r\n" if self._body else ""
         head = f"{method} HTTP/1.1\r\nHost: x\r\n{close}{length}\r\n".replace("{n}", str(number))

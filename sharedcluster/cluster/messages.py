@@ -126,7 +126,7 @@ class Online:
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """The application is loaded and the worker takes connections.
+    """The application is loaded, the loop turns (this follows the first heartbeat), and connections are taken.
 
     `secret` is a fingerprint of the application's SECRET_KEY (not of use for anything but comparing), "" without one.
     """

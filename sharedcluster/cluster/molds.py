@@ -11,7 +11,8 @@ Laws:
 2. `spawn` returns 0 while the process is not known yet, and None while the mold still loads: nothing was started
    then, and `reconcile` asks again.
 3. A mold that dies or stands still before it is ready has failed like one whose application raised: a reload must
-   end, one way or the other. After a failure the next attempt waits, longer each time.
+   end, one way or the other. Only one that was killed from outside is tried again, as a worker would be. After a
+   failure the next attempt waits, longer each time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Final, Protocol
 from sharedcluster.cluster.forking import MoldContext, MoldMain, WorkerContext, WorkerMain, fork_child
 from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
 from sharedcluster.cluster.messages import Forked, ForkWorker, LoadFailed, MoldReady
-from sharedcluster.cluster.supervision import DELAY_FACTOR, FIRST_DELAY, MAX_DELAY
+from sharedcluster.cluster.supervision import DELAY_FACTOR, FIRST_DELAY, MAX_DELAY, speaks_against_new_code
 from sharedcluster.log import logger
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -194,9 +195,12 @@ class Molds:
 
     def _failed(self, mold: Mold, what: str, trace: str) -> None:
         mold.has_failed = True
+        self._wait_before_the_next()
+        self._on_failed(mold.generation, what, trace)
+
+    def _wait_before_the_next(self) -> None:
         self._start_at = time.monotonic() + min(FIRST_DELAY * DELAY_FACTOR**self._failures, MAX_DELAY)
         self._failures += 1
-        self._on_failed(mold.generation, what, trace)
 
     def look(self, now: float) -> None:
         """End a mold that does not come to an end of loading."""
@@ -226,7 +230,12 @@ class Molds:
             if not mold.is_ready and not mold.has_failed:
                 code = os.waitstatus_to_exitcode(status)
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-                self._failed(mold, f"Loading the application did not come to an end: the process {how}.", "")
+                what = f"Loading the application did not come to an end: the process {how}."
+                if speaks_against_new_code(code, self._failures):
+                    self._failed(mold, what, "")
+                else:
+                    logger.warning("%s It is tried again.", what)
+                    self._wait_before_the_next()
         return True
 
     def _drop(self, mold: Mold) -> None:

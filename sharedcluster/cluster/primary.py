@@ -29,7 +29,7 @@ from sharedcluster.cluster.ipc import MessageSocket
 from sharedcluster.cluster.listener import Listener
 from sharedcluster.cluster.molds import Direct, Molds
 from sharedcluster.cluster.notify import Notifier
-from sharedcluster.cluster.scheduling import POLICIES
+from sharedcluster.cluster.own_policy import make_policy
 from sharedcluster.cluster.signals import INTENTS, SignalPipe
 from sharedcluster.cluster.status import ClusterFacts, describe
 from sharedcluster.cluster.workforce import Workforce
@@ -101,7 +101,7 @@ class Primary:
         self._handed_over = False
         self._cut = 0
         self.hand_off = HandOff(
-            listeners, POLICIES[config.policy](), self._selector, accepts=config.policy != "shared"
+            listeners, make_policy(config.policy), self._selector, accepts=config.policy != "shared"
         )
         self.workforce = Workforce(config, self.hand_off, self._selector, self.events, self._worker_context)
         self.workforce.nursery = self._make_nursery(worker_main, mold_main)
@@ -259,7 +259,7 @@ class Primary:
         """A new generation; a second call during the first is done after it."""
         if not self.is_stopping:
             self.notifier.reloading()
-            self.workforce.reload(lambda failure: self._reload_is_over(failure, when_over))
+            self.workforce.reloads.ask(lambda failure: self._reload_is_over(failure, when_over))
 
     def _reload_is_over(self, failure: str, when_over: Callable[[str], None] | None) -> None:
         if failure:

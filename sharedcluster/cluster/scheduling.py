@@ -17,7 +17,7 @@ from sharedcluster.cluster.worker_handle import WorkerHandle
 
 
 class Policy(Protocol):
-    """Three methods; a policy of your own needs no more."""
+    """Three methods; a policy of your own (`--policy MODULE:CLASS`, see `own_policy`) needs no more."""
 
     def add(self, worker: WorkerHandle) -> None:
         """The worker is listening and takes connections from now on."""

@@ -8,7 +8,9 @@ Laws:
 
 1. Replacement first: a worker that is outdated (an older generation) or retiring (recycled, drained by hand) leaves
    only when the target generation has `workers` workers that listen.
-2. A new generation that does not come up is abandoned as a whole; the old one has never stopped serving.
+2. A new generation that does not come up is abandoned as a whole; the old one has never stopped serving. A newcomer
+   that somebody else killed (an operator's TERM, the kernel's KILL) says nothing of the new code and is replaced,
+   unless it keeps happening.
 3. A worker that crashes is replaced after a delay that grows with every crash in a row (x 1.5 up to 15 s) and is
    forgotten after 30 s of service. Workers that never come up, or keep dying with none left to serve, end the
    cluster: an orchestrator sees an exit code, not a loop.
@@ -17,6 +19,7 @@ Laws:
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -34,6 +37,8 @@ BOOT_BUDGET: Final = 5
 """Unstable exits in a row of one slot, while no worker has ever listened, that end the cluster."""
 CRASH_BUDGET: Final = 16
 """Unstable exits in a row of one slot, while no worker listens, that end the cluster."""
+NEWCOMER_BUDGET: Final = 3
+"""Newcomers killed from outside, in one reload, that end it."""
 TERM_GRACE: Final = 2.0
 """Seconds between TERM and KILL."""
 
@@ -137,6 +142,16 @@ def after_exit(record: Crashes, worker: WorkerHandle, now: float) -> Crashes:
     unstable = record.unstable + 1
     delay = min(FIRST_DELAY * DELAY_FACTOR ** (unstable - 1), MAX_DELAY)
     return Crashes(unstable, now + delay)
+
+
+def speaks_against_new_code(end: int, killed_before: int) -> bool:
+    """Whether a process of the new generation that ended before it was ready ends the reload.
+
+    Args:
+        end: Its exit code, or the number of the signal that ended it as a negative number.
+        killed_before: How many of this reload were killed from outside before it.
+    """
+    return -end not in (signal.SIGTERM, signal.SIGKILL) or killed_before + 1 >= NEWCOMER_BUDGET
 
 
 def reconcile(

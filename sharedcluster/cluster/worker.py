@@ -9,7 +9,8 @@ Laws:
 2. `Server.serve` reads and runs the application until it waits, before the next connection is taken. So a view that
    blocks the process never sits on a second connection that was read and cannot be given to anybody else.
 3. Signals of the terminal (INT, QUIT, HUP) are for the primary. TERM means: ask the primary for a replacement, and
-   go on serving until it is there; a second one, or one during the drain: end now.
+   go on serving until it is there; a second one, or one during the drain: end now. Until the worker is ready TERM does
+   what it does to any process: nothing is served that could be lost, and the primary sees what ended it.
 4. When the primary is gone the worker drains and exits. If its loop stands still it cannot notice that; then a
    watchdog in C (`faulthandler`) writes the stacks and ends it, so that no orphan remains for ever.
 """
@@ -109,7 +110,8 @@ class Worker:
             self._primary_gone,
         )
         loop = gevent.get_hub().loop
-        self._heartbeat = loop.timer(0.0, HEARTBEAT_INTERVAL)
+        self._first_turn = loop.timer(0.0)
+        self._heartbeat = loop.timer(HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL)
         self._before_wait = loop.prepare()
         self._after_wait = loop.check()
         self._acceptors: list[SharedAcceptor] = []
@@ -142,8 +144,7 @@ class Worker:
             return EXIT_LOAD_FAILED
         if self.config.wait_ready and not self._hear_ready():
             return self._finish(self._server)
-        self._wire.say(Listening(loaded.secret))
-        self._heartbeat.start(self._tick)
+        self._first_turn.start(self._come_up, loaded.secret)
         self._before_wait.start(self._note_wait, self._server, self.context.row)
         self._after_wait.start(self.context.row.works)
         self._accept_shared(self._server)
@@ -267,6 +268,16 @@ class Worker:
             os._exit(0)
         self._leave.set()
 
+    def _come_up(self, secret: str) -> None:
+        """The loop turns: only now the primary may count on this worker, and on a reload's old ones no more.
+
+        An application that starts something on import that keeps the loop for itself never gets here.
+        """
+        gevent.signal_handler(signal.SIGTERM, self._on_term)
+        self._tick()
+        self._heartbeat.start(self._tick)
+        self._wire.say(Listening(secret))
+
     def _tick(self) -> None:
         """Once a second."""
         if self.config.heartbeat_timeout:
@@ -326,13 +337,9 @@ class Worker:
         # In C, so that it works while the loop stands still; the greenlets follow if Python still runs.
         signal.signal(signal.SIGUSR2, _dump_greenlets)
         faulthandler.register(signal.SIGUSR2, file=sys.stderr, all_threads=True, chain=True)
-        gevent.signal_handler(signal.SIGTERM, self._on_term)
 
     def _on_term(self) -> None:
-        if self._leave.is_set() or self._server is None:
-            self._end_now()
-            return
-        if self._asked_to_leave:
+        if self._leave.is_set() or self._asked_to_leave:
             self._end_now()
             return
         self._asked_to_leave = True

@@ -10,6 +10,7 @@ byte, so the connection can go to another worker if this one dies, refuses or ru
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -44,6 +45,11 @@ class ExitReason:
     signal: int | None
     asked: bool
     out_of_memory: bool = False
+
+    @property
+    def how(self) -> str:
+        """In words: `was killed by SIGKILL`, `ended with code 7`."""
+        return f"was killed by {signal.Signals(self.signal).name}" if self.signal else f"ended with code {self.code}"
 
 
 class WorkerHandle:

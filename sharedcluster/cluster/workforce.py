@@ -1,7 +1,7 @@
 """The workers of a cluster: started, listened to, sent away and reaped, as `supervision` decides.
 
 It knows how (fork, signal, tell, reap); which and when comes from the pure functions of `supervision` and `recycling`.
-What a worker says is handled in `hearing`.
+What a worker says is handled in `hearing`, a reload in `reloading`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sharedcluster.cluster.hearing import ROUTINE, hear
 from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
 from sharedcluster.cluster.messages import Drain, Message, Rebalance, ReopenLogs
 from sharedcluster.cluster.molds import Nursery
+from sharedcluster.cluster.reloading import Reloads
 from sharedcluster.cluster.slots import Slots
 from sharedcluster.cluster.supervision import Desired
 from sharedcluster.cluster.worker_handle import ExitReason, WorkerHandle, WorkerState
@@ -87,9 +88,8 @@ class Workforce:
             config.max_requests, config.max_requests_jitter, config.max_memory, config.max_lifetime
         )
         # Slots and ids
-        self._slots = Slots()
+        self.slots = Slots()
         self._last_id = 0
-        self._last_generation = 1
         self.ever_listened = False
         self._was_ready = False
         self._held_back: set[int] = set()
@@ -97,9 +97,7 @@ class Workforce:
         self._oom_kills = cgroup.oom_kills()
         self._rebalance_at = 0.0
         self._acted_at = 0.0
-        # The reload that is on its way, and the one asked for meanwhile
-        self._reload_again = False
-        self._reload_observers: list[Callable[[str], None]] = []
+        self.reloads = Reloads(self)
 
     # -- deciding and acting ---------------------------------------------------------------------------------------
 
@@ -110,12 +108,12 @@ class Workforce:
         self._forgive_a_pause(workers, now)
         self._read_on()
         self.nursery.look(now)
-        self._slots.forgive(workers, now)
+        self.slots.forgive(workers, now)
         if not self.is_leaving:
             self._recycle(workers, now)
             self._rebalance(workers, now)
         actions = supervision.reconcile(
-            self.desired, workers, self._slots.crashes, now, ever_listened=self.ever_listened
+            self.desired, workers, self.slots.crashes, now, ever_listened=self.ever_listened
         )
         for action in actions:
             self._ACTIONS[type(action)](self, action)
@@ -176,7 +174,7 @@ class Workforce:
         except OSError as error:
             # Out of descriptors, processes or memory. What serves goes on serving, and this is tried again.
             logger.error("cannot start a worker: %s; trying again in %g s", error.strerror, SPAWN_RETRY)
-            self._slots.delay(action.slot, time.monotonic() + SPAWN_RETRY)
+            self.slots.delay(action.slot, time.monotonic() + SPAWN_RETRY)
 
     def _start(self, action: supervision.Spawn) -> None:
         ours, theirs = MessageSocket.pair()
@@ -195,7 +193,7 @@ class Workforce:
         self._last_id += 1
         worker = WorkerHandle(
             context.id, action.slot, action.generation, pid, ours, row, time.monotonic(),
-            restarts=self._slots.restarts(action.slot),
+            restarts=self.slots.restarts(action.slot),
         )  # fmt: skip
         self.workers[worker.id] = worker
         self._selector.register(ours, selectors.EVENT_READ, lambda _mask: self._on_readable(worker))
@@ -208,7 +206,8 @@ class Workforce:
             worker.pid = pid
             self._bury_if_ended(worker)
 
-    def _drain(self, action: supervision.DrainWorker) -> None:
+    def drain(self, action: supervision.DrainWorker) -> None:
+        """Take a worker out of rotation and tell it to finish."""
         worker = action.worker
         worker.asked_to_leave = True
         self._start_drain(worker, action.deadline)
@@ -250,72 +249,24 @@ class Workforce:
             logger.error("%s\n%s", *failures[-1])
         self.gave_up = action.reason
 
-    # -- generations -----------------------------------------------------------------------------------------------
-
-    def reload(self, when_over: Callable[[str], None] | None = None) -> None:
-        """Start a new generation; asked for during a reload, another one follows it.
-
-        Args:
-            when_over: Called with "" when the new generation serves, or with the reason why it does not.
-        """
-        if when_over is not None:
-            self._reload_observers.append(when_over)
-        if self.is_reloading:
-            self._reload_again = True
-            return
-        self._slots.crashes.clear()
-        self._last_generation += 1
-        self.desired = replace(self.desired, generation=self._last_generation)
-        logger.info("reloading %d workers: generation %d", self.desired.workers, self.desired.generation)
-
     def _promote(self, _action: supervision.Promote) -> None:
-        self.desired = replace(self.desired, serving_generation=self.desired.generation)
-        self.counters["reloads"] += 1
-        self.nursery.retire(self.desired.generation)
-        self.events.emit(events.RELOAD, self.desired.generation)
-        if self._reload_again:
-            # Those who asked during a reload meant the code they had just written: the next one answers.
-            self._reload_again = False
-            self.reload()
-        else:
-            self._reload_ended("")
+        self.reloads.promote()
 
     def _abandon(self, action: supervision.AbandonReload) -> None:
-        what, trace = action.worker.load_failure or ("a new worker ended before it was ready", "")
-        self.abandon_reload(what, trace)
-
-    def abandon_reload(self, what: str, trace: str) -> None:
-        """Stay with the generation that serves; those that were to replace it go."""
-        logger.error("reload stopped: %s; the old workers keep serving\n%s", what, trace)
-        failed = self.desired.generation
-        self.desired = replace(self.desired, generation=self.desired.serving_generation)
-        self._slots.crashes.clear()
-        self.nursery.retire(self.desired.serving_generation)
-        for worker in self.workers.values():
-            if worker.generation == failed and worker.state is not WorkerState.DRAINING:
-                self._drain(supervision.DrainWorker(worker, time.monotonic(), "its generation was abandoned"))
-        again, self._reload_again = self._reload_again, False
-        if again:
-            self.reload()
-        else:
-            self._reload_ended(f"{what}\n{trace}".rstrip())
+        late = f"a new worker was not ready within {self.desired.boot_timeout:g} s (--boot-timeout)"
+        self.reloads.abandon(*(action.worker.load_failure or (late, "")))
 
     def mold_failed(self, generation: int, what: str, trace: str) -> None:
         """The mold of a generation did not load the application."""
         if self.is_reloading and generation == self.desired.generation:
-            self.abandon_reload(what, trace)
+            self.reloads.abandon(what, trace)
         else:
             logger.error("%s\n%s", what, trace)
             self.gave_up = what if not self.ever_listened else ""
 
-    def _reload_ended(self, failure: str) -> None:
-        observers, self._reload_observers = self._reload_observers, []
-        for observer in observers:
-            observer(failure)
-
     _ACTIONS: Final[dict[type[supervision.Action], Callable[[Any, Any], None]]] = {
         supervision.Spawn: _spawn,
-        supervision.DrainWorker: _drain,
+        supervision.DrainWorker: drain,
         supervision.Dump: _dump,
         supervision.Terminate: _terminate,
         supervision.Kill: _kill,
@@ -334,7 +285,7 @@ class Workforce:
     def reset_counters(self) -> None:
         """Set what the primary counts to zero; what workers count of themselves goes on."""
         self.counters.update(dict.fromkeys(self.counters, 0))
-        self._slots.forget_restarts()
+        self.slots.forget_restarts()
         for worker in self.workers.values():
             worker.restarts = 0
 
@@ -447,7 +398,7 @@ class Workforce:
         if reason.code in self._config.stop_exit_codes and not worker.asked_to_leave:
             self._leave_empty(worker)
         elif not (worker.asked_to_leave or self.is_leaving):
-            self._crashed(worker)
+            self._crashed(worker, reason)
 
     def _leave_empty(self, worker: WorkerHandle) -> None:
         """It ended as it may (`stop_exit_codes`): one worker fewer, and without any the cluster has done its work."""
@@ -455,11 +406,11 @@ class Workforce:
         logger.info("worker %d (slot %d) has done its work: %d left", worker.id, worker.slot, left)
         self.desired = replace(self.desired, workers=left) if left else replace(self.desired, stopping=True)
 
-    def _crashed(self, worker: WorkerHandle) -> None:
-        self._slots.crashed(worker, time.monotonic())
+    def _crashed(self, worker: WorkerHandle, reason: ExitReason) -> None:
+        self.slots.crashed(worker, time.monotonic())
         self.counters["restarts"] += 1
         if self.is_reloading and worker.generation == self.desired.generation and worker.listening_at is None:
-            self._abandon(supervision.AbandonReload(worker))
+            self.reloads.newcomer_ended(worker, reason)
 
     def _was_out_of_memory(self, status: int) -> bool:
         """Whether the kernel says that it killed somebody here for want of memory since we last looked."""

@@ -21,6 +21,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NoReturn
 
+from sharedcluster import descriptors
 from sharedcluster.cluster.board import Board
 from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
 from sharedcluster.cluster.messages import (
@@ -196,6 +197,7 @@ class PrimaryCluster(Events):
 
     def _prepare(self, settings: Settings) -> None:
         if self._board is None:
+            descriptors.raise_limit()
             self._board_fd = os.memfd_create("sharedcluster")
             os.ftruncate(self._board_fd, Board.SIZE)
             self._board = Board(self._board_fd)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.cluster_process import Cluster
+from tests.cluster_process import ROOT, Cluster
 from tests.conftest import StartCluster
 from tests.strict_clients import Client, Crowd
 from tests.waiting import wait_until
@@ -144,3 +144,27 @@ def test_a_shared_worker_without_descriptors_rests(start_cluster: StartCluster) 
         assert spent.user + spent.system - beats.user - beats.system < 0.5
         resource.prlimit(poor, resource.RLIMIT_NOFILE, limits)
         assert client.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_a_policy_of_ones_own(start_cluster: StartCluster, tmp_path: Path) -> None:
+    """A class of the user's decides, across a reload to new code; when it raises, round-robin serves on."""
+    (tmp_path / "mine.py").write_text(
+        "class Highest:\n"
+        "    def __init__(self): self.workers = []\n"
+        "    def add(self, worker): self.workers.append(worker)\n"
+        "    def remove(self, worker): self.workers.remove(worker)\n"
+        "    def pick(self, peer):\n"
+        "        if peer[0] == '127.0.0.9': raise RuntimeError('a mistake of mine')\n"
+        "        return max((w for w in self.workers if w.has_credit), key=lambda w: w.slot, default=None)\n"
+    )
+    cluster = start_cluster(
+        APP, "-w", "3", "--redis", "none", "--policy", "mine:Highest", cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}
+    )
+    assert {ask(cluster)["slot"] for _ in range(6)} == {2}
+    assert cluster.cli("reload").returncode == 0
+    wait_until(lambda: cluster.has(3), "the old generation is gone")
+    assert {ask(cluster)["slot"] for _ in range(6)} == {2}
+    ask(cluster, source="127.0.0.9")
+    assert {ask(cluster)["slot"] for _ in range(6)} == {0, 1, 2}
+    assert cluster.output().count("round-robin from now on") == 1
+    assert "a mistake of mine" in cluster.output()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -130,3 +132,83 @@ def test_scaling_by_command_and_signal(changing: Cluster) -> None:
     changing.cli("scale", "+1")
     wait_until(lambda: len(changing.workers()) == 4, "four once more")
     assert changing.workers()[3]["id"] == 6
+
+
+def test_ready_means_that_the_loop_turns(changing: Cluster, tmp_path: Path) -> None:
+    """New code has loaded, and what it started on import keeps the loop for itself: it is not counted on, the old
+    workers serve, until the loop turns.
+    """
+    (tmp_path / "changing.py").write_text(APP.format(version="two") + KEEPS_THE_LOOP)
+    with ThreadPoolExecutor(1) as pool:
+        reload = pool.submit(changing.cli, "reload")
+        wait_until(lambda: len(list(tmp_path.glob("loaded-*"))) == 2, "both have loaded", deadline=30)
+        facts = changing.status()
+        assert (facts["state"], facts["generation"]) == ("reloading", 1)
+        assert {changing.get("/").body for _ in range(4)} == {b"one"}
+        (tmp_path / "gate").touch()
+        assert reload.result(60).returncode == 0
+    assert {changing.get("/").body for _ in range(4)} == {b"two"}
+
+
+KEEPS_THE_LOOP = """
+import os, pathlib, time
+import gevent
+from gevent import monkey
+def keep_the_loop():
+    pathlib.Path(f"loaded-{os.getpid()}").touch()
+    while not os.path.exists("gate"):
+        monkey.get_original("time", "sleep")(0.02)
+if os.environ.get("SHAREDCLUSTER_SLOT"):
+    gevent.spawn(keep_the_loop)
+"""
+WAITS = """
+import os, time
+from gevent import monkey
+while not os.path.exists("gate"):
+    monkey.get_original("time", "sleep")(0.02)
+"""
+
+
+def newcomers(cluster: Cluster, generation: int = 2) -> set[int]:
+    """The processes of a generation that still load."""
+    return {w["pid"] for w in cluster.workers() if w["generation"] == generation and w["state"] != "listening"}
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_newcomer_that_somebody_killed_is_replaced(changing: Cluster, tmp_path: Path, end: signal.Signals) -> None:
+    """TERM by an operator, KILL by the kernel: the reload goes on with another newcomer in its place."""
+    (tmp_path / "changing.py").write_text(APP.format(version="two") + WAITS)
+    with ThreadPoolExecutor(1) as pool:
+        reload = pool.submit(changing.cli, "reload")
+        wait_until(lambda: len(newcomers(changing)) == 2, "two load")
+        for _ in range(2):
+            before = newcomers(changing)
+            victim = min(before)
+            os.kill(victim, end)
+            wait_until(
+                lambda: len(newcomers(changing) - before) == 1 and victim not in newcomers(changing),  # noqa: B023 - called within this turn of the loop
+                "another one loads",
+            )
+        (tmp_path / "gate").touch()
+        assert reload.result(60).returncode == 0
+    assert {changing.get("/").body for _ in range(4)} == {b"two"}
+    assert f"was killed by {end.name}" in changing.output()
+    assert changing.status()["counters"]["restarts"] == 2
+
+
+def test_newcomers_that_are_killed_again_and_again_end_the_reload(changing: Cluster, tmp_path: Path) -> None:
+    """At the third one the reload is abandoned, the command says why, and the old workers have not stopped serving."""
+    old = {w["pid"] for w in changing.workers()}
+    (tmp_path / "changing.py").write_text(APP.format(version="two") + WAITS)
+    with ThreadPoolExecutor(1) as pool:
+        reload = pool.submit(changing.cli, "reload")
+        killed: set[int] = set()
+        for _ in range(3):
+            victim = min(wait_until(lambda: newcomers(changing) - killed, "one loads"))
+            os.kill(victim, signal.SIGKILL)
+            killed.add(victim)
+        result = reload.result(60)
+    assert result.returncode == 3
+    assert "a new worker was killed by SIGKILL before it was ready" in result.stderr
+    wait_until(lambda: {w["pid"] for w in changing.workers()} == old, "the failed generation is gone")
+    assert {changing.get("/").body for _ in range(4)} == {b"one"}

@@ -145,7 +145,7 @@ def test_reload_scale_recycle_at_once(start_cluster: StartCluster, tmp_path: Pat
     fewest = 99
 
     def some_worker() -> int:
-        # One that still loads has nothing to drain: TERM ends it, and the reload it belongs to.
+        # One that still loads has nothing to drain: TERM ends it, which counts as a restart.
         return int(chance.choice([w for w in cluster.workers() if w["state"] == "listening"])["pid"])
 
     def scale() -> None:

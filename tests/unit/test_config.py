@@ -101,6 +101,11 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def test_idle_connections_outlive_a_proxys() -> None:
+    """By default an idle connection is kept longer than the 60 s after which nginx and AWS's balancers drop theirs."""
+    assert resolve().config.keep_alive >= 65
+
+
 def test_who_wins(tmp_path: Path) -> None:
     """Command line, environment, .env, file, default; and each value says where it came from."""
     file = tmp_path / "my.toml"

@@ -162,3 +162,12 @@ def test_delays_grow_and_are_forgotten() -> None:
 def test_the_first_crash_of_a_stable_worker_is_replaced_at_once() -> None:
     """A worker that served for a while and is killed leaves no gap."""
     assert s.after_exit(s.Crashes(), worker(1, at=0.0), now=10.0) == s.Crashes(0, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("end", "killed_before", "speaks"),
+    [(-15, 0, False), (-9, 1, False), (-9, 2, True), (-11, 0, True), (0, 0, True), (3, 0, True)],
+)
+def test_what_ends_a_reload(end: int, killed_before: int, speaks: bool) -> None:
+    """An exit or a crash of a newcomer does; a TERM or KILL from outside does so the third time."""
+    assert s.speaks_against_new_code(end, killed_before) is speaks
