@@ -92,9 +92,18 @@ def pack(command: Command | ScriptCall) -> bytes:
     return data
 
 
+# What stands before an argument of so many bytes, and ends the one before it. Making it with `%` each time would cost
+# more than hiredis takes for the whole command.
+_LENGTHS = [b"\r\n$%d\r\n" % length for length in range(1024)]
+
+
 def pack_arguments(arguments: Iterable[bytes]) -> bytes:
-    """A run of a command's arguments as they go over the wire, for those that are the same every time."""
-    return b"".join([b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments])
+    """A run of a command's arguments as they go over the wire, each with the line end that comes before it."""
+    parts: list[bytes] = []
+    for argument in arguments:
+        length = len(argument)
+        parts += (_LENGTHS[length] if length < 1024 else b"\r\n$%d\r\n" % length, argument)
+    return b"".join(parts)
 
 
 class Address:
@@ -567,13 +576,9 @@ def script_call(name: str, keys: Sequence[bytes], constants: tuple[int, bytes], 
         constants: The first of its ARGV, how many and packed by `pack_arguments`.
         args: The others.
     """
-    data = b"*%d\r\n%b%b%b%b" % (
-        3 + len(keys) + constants[0] + len(args),
-        _script_head(name, len(keys)),
-        pack_arguments(keys),
-        constants[1],
-        pack_arguments(args),
-    )
+    count = 3 + len(keys) + constants[0] + len(args)
+    head, packed_keys, packed_args = _script_head(name, len(keys)), pack_arguments(keys), pack_arguments(args)
+    data = b"*%d%b%b%b%b\r\n" % (count, head, packed_keys, constants[1], packed_args)
     return ScriptCall(_script_sha(name), data)
 
 
