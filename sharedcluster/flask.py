@@ -11,48 +11,28 @@ This file adapts; the rules are in `sharedcluster.state`.
 from __future__ import annotations
 
 import difflib
-import functools
 import logging
 import math
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any
 
-from flask import Flask, Request, Response, current_app, has_app_context, request
-from flask.sessions import SessionInterface, SessionMixin
-from werkzeug.http import dump_cookie, http_date
+from flask import Flask, Response, current_app, has_app_context, request
 
 from sharedcluster import readiness
 from sharedcluster.errors import ConfigError, RedisNeededError, StateUnavailableError
 from sharedcluster.flask_caching import ViewCache
 from sharedcluster.flask_pages import HotPages
+from sharedcluster.flask_sessions import NO_SECRET_KEY, Sessions, SharedSessionInterface, answer_unavailable
 from sharedcluster.state import SharedState, StateSettings, process_id
-from sharedcluster.state.codec import Codec
-from sharedcluster.state.cookie import Cookie, CookieSigner
-from sharedcluster.state.primitives import Counter, Lock, LockLostError, RateLimit, RateLimitedError, SharedDict
-from sharedcluster.state.session import Session, SessionRecord
-from sharedcluster.state.sessions import CookieAction, SaveOutcome, SessionInfo, verify_first
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+from sharedcluster.state.primitives import Counter, Lock, RateLimit, RateLimitedError, SharedDict
 
 log = logging.getLogger("sharedcluster")
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _OWN_KEYS = ("REDIS_URL", "NAMESPACE", "SESSIONS", "SESSION_ON_ERROR", "EARLY_CACHE")
 _SETTINGS = {f"SHAREDCLUSTER_{item.name.upper()}": item.name for item in fields(StateSettings)}
-NO_SECRET_KEY = ConfigError(
-    "SECRET_KEY is not set, so sessions cannot be signed.",
-    advice=(
-        "Make one:  python -c 'import secrets; print(secrets.token_hex(32))'",
-        "and set it as app.config['SECRET_KEY'] or in the environment, the same for every worker and node.",
-    ),
-)
 
 
 def find_redis_url(app: Flask) -> str:
@@ -182,7 +162,7 @@ class SharedCluster:
             own.add_starter(starter)
         if app.config.get("SHAREDCLUSTER_SESSIONS", True):
             app.session_interface = SharedSessionInterface(own)
-        app.register_error_handler(StateUnavailableError, _answer_unavailable)
+        app.register_error_handler(StateUnavailableError, answer_unavailable)
         app.register_error_handler(RateLimitedError, _answer_limited)
         app.register_error_handler(RedisNeededError, _answer_needed)
         own.hot_pages.install(app)
@@ -318,272 +298,4 @@ def _answer_needed(error: RedisNeededError) -> Response:
     if str(error) not in _TOLD:
         _TOLD.add(str(error))
         log.error("%s", error)
-    return _answer_unavailable(StateUnavailableError(error.what))
-
-
-def _answer_unavailable(error: StateUnavailableError) -> Response:
-    log.warning("answered 503: %s", error)
-    headers = {"Retry-After": str(max(1, round(error.retry_after)))}
-    return Response(
-        "The shared state is not available at the moment. Try again soon.\n", 503, headers, mimetype="text/plain"
-    )
-
-
-# -- sessions ---------------------------------------------------------------------------------------------------------
-
-
-class SharedSession(Session, SessionMixin):
-    """`flask.session`: Flask's own interface on a session that lives in Redis."""
-
-    serial_lock: Lock | None = None
-    accesses = 0  # how often the request context has handed it out
-
-    @property
-    def accessed(self) -> bool:
-        """True if the request has looked at it; Flask then adds Vary: Cookie."""
-        return self.accesses > 0
-
-    @accessed.setter
-    def accessed(self, value: bool) -> None:
-        self.accesses = self.accesses + 1 if value else 0
-
-    def end_serial(self) -> None:
-        """Let the next request of this session in; see `Sessions.serialize`."""
-        lock, self.serial_lock = self.serial_lock, None
-        if lock is not None:
-            with suppress(LockLostError):
-                lock.release()
-
-    modified = Session.modified  # SessionMixin declares attributes, ours are properties
-    new = Session.new
-
-
-class _RequestSource:
-    """A request's session source; finds Redis on first use, so that an application can be made where there is none."""
-
-    __slots__ = ("_app", "_environ", "_idle", "_interface")
-
-    def __init__(self, interface: SharedSessionInterface, app: Flask, environ: WSGIEnvironment) -> None:
-        self._interface = interface
-        self._app = app
-        self._environ = environ
-        self._idle = 0.0
-
-    @property
-    def codec(self) -> Codec:
-        return self._interface.own.state.sessions.codec
-
-    @property
-    def idle(self) -> float:
-        if not self._idle:
-            self._idle = self._app.permanent_session_lifetime.total_seconds()
-        return self._idle
-
-    def fetch(self, *, fresh: bool = False) -> tuple[Cookie | None, SessionRecord | None]:
-        interface, app = self._interface, self._app
-        values = read_cookies(self._environ, app.config["SESSION_COOKIE_NAME"])
-        cookie = verify_first(interface.signer_of(app), values)
-        if cookie is None:
-            return None, None
-        try:
-            return cookie, interface.own.state.sessions.load(cookie, self.idle, fresh=fresh)
-        except StateUnavailableError:
-            if not interface.own.is_anonymous_without_redis:
-                raise
-            return None, None
-
-
-def read_cookies(environ: WSGIEnvironment, name: str) -> Iterator[str]:
-    """All values of a cookie; a fraction of what `request.cookies` costs, because ours need no unquoting."""
-    for part in environ.get("HTTP_COOKIE", "").split(";"):
-        key, _, value = part.strip().partition("=")
-        if key == name:
-            yield value
-
-
-_COOKIE_KEYS = (
-    "SESSION_COOKIE_NAME",
-    "SESSION_COOKIE_DOMAIN",
-    "SESSION_COOKIE_PATH",
-    "APPLICATION_ROOT",
-    "SESSION_COOKIE_SECURE",
-    "SESSION_COOKIE_HTTPONLY",
-    "SESSION_COOKIE_SAMESITE",
-    "SESSION_COOKIE_PARTITIONED",
-)
-
-
-class SharedSessionInterface(SessionInterface):
-    """Flask's door to `state.sessions.SessionStore`. Every SESSION_COOKIE_ key means what it means in Flask."""
-
-    session_class = SharedSession
-
-    def __init__(self, own: AppState) -> None:
-        self.own = own
-        self._has_told = False
-        self._signer: CookieSigner | None = None
-        self._signer_keys: tuple[Any, Any] = (None, None)
-        self._cookie_facts: list[Any] = []
-        self._cookie_parts = ("", "")
-        self._expires: tuple[int, str] = (0, "")
-
-    def open_session(self, app: Flask, request: Request) -> SharedSession | None:
-        """A session that is not loaded yet; None, as Flask wants it, without a SECRET_KEY."""
-        if not app.secret_key:
-            if not self._has_told:
-                self._has_told = True
-                log.error("%s", NO_SECRET_KEY)
-            return None
-        return self.session_class(_RequestSource(self, app, request.environ))
-
-    def signer_of(self, app: Flask) -> CookieSigner:
-        """The signer for the application's present keys."""
-        key, fallbacks = app.secret_key, app.config.get("SECRET_KEY_FALLBACKS")
-        if self._signer is None or (key, fallbacks) != self._signer_keys:
-            given = [each for each in (key, *(fallbacks or ())) if each]
-            self._signer, self._signer_keys = CookieSigner(given), (key, fallbacks)
-        return self._signer
-
-    def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
-        """Store what changed and set the cookie if that is due. Without Redis the response becomes a 503."""
-        if not isinstance(session, SharedSession) or not (session.accessed or session._is_loaded):
-            return
-        _vary_by_cookie(response)
-        if not session._is_loaded:
-            return
-        try:
-            outcome = self.own.state.sessions.save(
-                session,
-                self.signer_of(app),
-                refresh=app.config["SESSION_REFRESH_EACH_REQUEST"],
-            )
-        except StateUnavailableError as error:
-            if not self.own.is_anonymous_without_redis:
-                _become(response, _answer_unavailable(error))
-            return
-        finally:
-            session.end_serial()
-        if outcome.action is not CookieAction.KEEP:
-            response.headers.add("Set-Cookie", self._cookie_header(app, session, outcome))
-
-    def _cookie_header(self, app: Flask, session: SharedSession, outcome: SaveOutcome) -> str:
-        # Werkzeug makes the header once per configuration; from then on only value and date are put in.
-        facts = [app.config[key] for key in _COOKIE_KEYS]
-        if facts != self._cookie_facts:
-            self._cookie_parts, self._cookie_facts = self._make_cookie_parts(app), facts
-        start, end = self._cookie_parts
-        if outcome.action is CookieAction.DELETE:
-            return f"{start}; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=0{end}"
-        if not session.get("_permanent"):
-            return start + outcome.value + end
-        now = int(time.time())
-        if self._expires[0] != now:
-            self._expires = (now, http_date(now + app.permanent_session_lifetime.total_seconds()))
-        return f"{start}{outcome.value}; Expires={self._expires[1]}{end}"
-
-    def _make_cookie_parts(self, app: Flask) -> tuple[str, str]:
-        text = dump_cookie(
-            self.get_cookie_name(app),
-            "@",
-            domain=self.get_cookie_domain(app),
-            path=self.get_cookie_path(app),
-            secure=self.get_cookie_secure(app),
-            httponly=self.get_cookie_httponly(app),
-            samesite=self.get_cookie_samesite(app),
-            partitioned=self.get_cookie_partitioned(app),
-        )
-        start, end = text.split("=@", 1)
-        return start + "=", end
-
-    def regenerate(self, session: SessionMixin) -> None:
-        """Flask-Session's name for `shared.sessions.rotate`."""
-        if isinstance(session, SharedSession):
-            session.rotate()
-
-
-def _vary_by_cookie(response: Response) -> None:
-    # `in` would raise and catch an HTTP exception inside Werkzeug, with every request that looks at its session.
-    if any(name.lower() == "vary" for name, _ in response.headers):
-        response.vary.add("Cookie")
-    else:
-        response.headers.add("Vary", "Cookie")
-
-
-def _become(response: Response, other: Response) -> None:
-    """Turn a finished response into another one; what it would have sent is let go."""
-    with suppress(Exception):
-        response.close()
-    response.status_code = other.status_code
-    response.headers.clear()
-    response.headers.update(other.headers)
-    response.direct_passthrough = False
-    response.set_data(other.get_data())
-
-
-class Sessions:
-    """`shared.sessions`: what Flask's own session has no word for."""
-
-    def __init__(self, extension: SharedCluster) -> None:
-        self._extension = extension
-
-    @staticmethod
-    def _current() -> SharedSession:
-        from flask import session as proxy
-
-        session = proxy._get_current_object()  # type: ignore[attr-defined]
-        if not isinstance(session, SharedSession):
-            raise NO_SECRET_KEY
-        return session
-
-    def rotate(self) -> None:
-        """Give this session a new id; do it whenever somebody logs in."""
-        self._current().rotate()
-
-    def serialize(self, wait: float = 10.0, timeout: float = 30.0) -> Callable[[F], F]:
-        """Let requests of one session that reach the decorated view go one after another.
-
-        For what must be read, decided and written without anybody in between; without it parallel requests lose
-        nothing they write to different keys. It wraps the view function, under `@app.route`.
-
-        Args:
-            wait: Seconds a request waits for the one before it; then LockTimeoutError.
-            timeout: Seconds after which the lock of a worker that died is free.
-        """
-
-        def decorate(view: F) -> F:
-            @functools.wraps(view)
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                session = self._current()
-                if session.sid is not None and session.serial_lock is None:
-                    name = f"session:{Cookie(session.sid, 0, 0).name}"
-                    lock = self._extension.state.lock(name, timeout=timeout, wait=wait)
-                    lock.__enter__()
-                    session.serial_lock = lock
-                    session.reload()
-                try:
-                    return view(*args, **kwargs)
-                except BaseException:
-                    session.end_serial()
-                    raise
-
-            wrapped: Any = wrapper
-            return cast(F, wrapped)
-
-        return decorate
-
-    def bind_user(self, user: object) -> None:
-        """Note whose session this is, so that it can be listed and revoked."""
-        self._current().bind_user(str(user))
-
-    def revoke(self, session_id: str) -> bool:
-        """End one session, by its `sid` or the `id` that `list_user` tells; True if there was one."""
-        return self._extension.state.sessions.revoke(session_id)
-
-    def revoke_user(self, user: object, *, keep_current: bool = False) -> int:
-        """End all sessions of a user, everywhere; with `keep_current` all but this one. Returns how many."""
-        keep = (self._current().sid or "") if keep_current else ""
-        return self._extension.state.sessions.revoke_user(str(user), keep=keep)
-
-    def list_user(self, user: object) -> Iterable[SessionInfo]:
-        """The live sessions of a user, oldest first."""
-        return self._extension.state.sessions.list_user(str(user))
+    return answer_unavailable(StateUnavailableError(error.what))

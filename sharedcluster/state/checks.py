@@ -11,6 +11,10 @@ from sharedcluster.state.connection import Address, Argument, ReplyError, Wire, 
 
 OLDEST = (6, 2)
 
+_OTHER_NAME = (
+    "The certificate of Redis at {url} is for another host name.",
+    "Write the name that stands in the certificate in the URL, in place of the address.",
+)
 # What Redis says, by its beginning or a part of it: what that means, what to do about it.
 _REFUSALS: tuple[tuple[str, str, str], ...] = (
     (
@@ -59,6 +63,8 @@ _REFUSALS: tuple[tuple[str, str, str], ...] = (
     ("MASTERDOWN", "Redis at {url} is a replica that has lost its primary.", "Name the primary, or use Sentinel."),
     ("DB index is out of range", "Redis at {url} has no database of this number.", "Use /0 at the end of the URL."),
     ("maxclients", "Redis at {url} has no connection left.", "Raise maxclients, or find who holds connections."),
+    ("Hostname mismatch", *_OTHER_NAME),
+    ("IP address mismatch", *_OTHER_NAME),
     (
         "CERTIFICATE_VERIFY_FAILED",
         "The certificate of Redis at {url} is not trusted.",

@@ -69,6 +69,11 @@ _FROM_TAG: dict[str, Callable[[Any], Any]] = {
 _SCALARS = (str, int, bool, type(None), float)
 
 
+# Longer ones go the common way, where Python's own limit for such numbers speaks.
+DIGITS_LIMIT = 20
+ZERO = ord("0")
+
+_quote: Callable[[str], str] = json.encoder.encode_basestring
 _encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
@@ -137,10 +142,18 @@ class TaggedJson:
 
     def encode(self, value: Any) -> bytes:
         """See `Codec`."""
-        return _encoder(value if type(value) in _SCALARS else _tag(value)).encode("utf-8", "surrogatepass")
+        kind = type(value)
+        # What sessions mostly hold; `json` would set up an encoder for each call.
+        if kind is int:
+            return b"%d" % value
+        if kind is str:
+            return _quote(value).encode("utf-8", "surrogatepass")
+        return _encoder(value if kind in _SCALARS else _tag(value)).encode("utf-8", "surrogatepass")
 
     def decode(self, data: bytes) -> Any:
         """See `Codec`."""
+        if data.isdigit() and len(data) < DIGITS_LIMIT and (data[0] != ZERO or len(data) == 1):
+            return int(data)
         return _decoder(data.decode("utf-8", "surrogatepass"))
 
 

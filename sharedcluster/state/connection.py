@@ -37,7 +37,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 import redis
@@ -77,10 +77,33 @@ class ReplyError(Exception):
         return str(self).partition(" ")[0]
 
 
-def pack(command: Command) -> bytes:
+class ScriptCall(NamedTuple):
+    """A call of a script as it goes over the wire; `sha` is the script's, should the server not know it."""
+
+    sha: str
+    data: bytes
+
+
+def pack(command: Command | ScriptCall) -> bytes:
     """A command as it goes over the wire."""
+    if type(command) is ScriptCall:
+        return command.data
     data: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # declared as a tuple of one
     return data
+
+
+# What stands before an argument of so many bytes, and ends the one before it. Making it with `%` each time would cost
+# more than hiredis takes for the whole command.
+_LENGTHS = [b"\r\n$%d\r\n" % length for length in range(1024)]
+
+
+def pack_arguments(arguments: Iterable[bytes]) -> bytes:
+    """A run of a command's arguments as they go over the wire, each with the line end that comes before it."""
+    parts: list[bytes] = []
+    for argument in arguments:
+        length = len(argument)
+        parts += (_LENGTHS[length] if length < 1024 else b"\r\n$%d\r\n" % length, argument)
+    return b"".join(parts)
 
 
 class Address:
@@ -185,6 +208,10 @@ class Wire:
             self._reader.feed(self._buffer, 0, count)  # type: ignore[arg-type]  # any buffer will do
         return reply
 
+    def read_waiting(self) -> Any:
+        """The next reply of those that have arrived with an earlier one, without asking the socket; else `Wire`."""
+        return self._reader.gets()
+
     def is_stale(self) -> bool:
         """True if the other side has closed it, or has sent what nobody asked for."""
         timeout = self._socket.gettimeout()
@@ -268,6 +295,12 @@ class _Ticket:
         self.lost = lost
 
 
+def _locked() -> Any:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 class GroupCommit:
     """Commands of all concurrent callers of a worker, over one connection. The laws are at the top of this file."""
 
@@ -280,6 +313,7 @@ class GroupCommit:
         self._settings = settings
         self._lock = threading.Lock()
         self._queue: deque[_Ticket] = deque()
+        self._spare_locks: list[Any] = []  # each one locked
         self._leading = False
         self._wire: Wire | None = None
         self._used_at = 0.0
@@ -305,7 +339,7 @@ class GroupCommit:
         """Run scripts/NAME.lua and return its reply; its text is sent only if the server does not know it yet."""
         return self.many([script_command(name, keys, args)], idempotent=idempotent)[0]
 
-    def many(self, commands: Sequence[Command], *, idempotent: bool = False) -> list[Any]:
+    def many(self, commands: Sequence[Command | ScriptCall], *, idempotent: bool = False) -> list[Any]:
         """Run commands as one group, in order, one round trip; the first refused one raises after all have run."""
         data = pack(commands[0]) if len(commands) == 1 else b"".join(map(pack, commands))
         replies = self.exchange(data, len(commands), idempotent)
@@ -371,8 +405,7 @@ class GroupCommit:
                 if len(self._queue) >= self._settings.queue_limit:
                     ticket.fail("too many commands are waiting for Redis")
                     return
-                ticket.wake = threading.Lock()
-                ticket.wake.acquire()
+                ticket.wake = self._spare_locks.pop() if self._spare_locks else _locked()
                 self._queue.append(ticket)
             else:
                 self._leading = True
@@ -391,6 +424,8 @@ class GroupCommit:
         except BaseException:  # killed while waiting
             self._abandon(ticket)
             raise
+        # It was released once and has just been taken, so nobody else will touch it: the next one may sleep on it.
+        self._spare_locks.append(ticket.wake)
 
     def _abandon(self, ticket: _Ticket) -> None:
         """Leave the queue. If the lead was given to this ticket in the meantime, give it to the next one."""
@@ -491,10 +526,14 @@ class GroupCommit:
 
     # -- error replies ---------------------------------------------------------------------------------------------
 
-    def _second_try(self, command: Command, reply: ReplyError, idempotent: bool) -> Any:
-        """Send a script's text if that was all that was missing; raise otherwise."""
-        if reply.code == "NOSCRIPT" and command[0] == "EVALSHA":
-            return self.call("EVAL", script_text(str(command[1])), *command[2:], idempotent=idempotent)
+    def _second_try(self, command: Command | ScriptCall, reply: ReplyError, idempotent: bool) -> Any:
+        """Send a script's text along if that was all that was missing; raise otherwise."""
+        if reply.code == "NOSCRIPT" and (type(command) is ScriptCall or command[0] == "EVALSHA"):
+            sha = command.sha if type(command) is ScriptCall else str(command[1])
+            data = pack(("SCRIPT", "LOAD", script_text(sha))) + pack(command)
+            reply = self.exchange(data, 2, idempotent)[1]
+            if type(reply) is not ReplyError:
+                return reply
         raise self._as_error(reply)
 
     @staticmethod
@@ -521,6 +560,26 @@ def _script_sha(name: str) -> str:
 def script_text(sha: str) -> str:
     """The text of a script this process has used."""
     return _TEXTS[sha]
+
+
+@cache
+def _script_head(name: str, keys: int) -> bytes:
+    return pack_arguments((b"EVALSHA", _script_sha(name).encode(), b"%d" % keys))
+
+
+def script_call(name: str, keys: Sequence[bytes], constants: tuple[int, bytes], args: Sequence[bytes]) -> ScriptCall:
+    """The command that runs scripts/NAME.lua, packed by hand: half the cost of one with many arguments is packing it.
+
+    Args:
+        name: The script's.
+        keys: Its KEYS.
+        constants: The first of its ARGV, how many and packed by `pack_arguments`.
+        args: The others.
+    """
+    count = 3 + len(keys) + constants[0] + len(args)
+    head, packed_keys, packed_args = _script_head(name, len(keys)), pack_arguments(keys), pack_arguments(args)
+    data = b"*%d%b%b%b%b\r\n" % (count, head, packed_keys, constants[1], packed_args)
+    return ScriptCall(_script_sha(name), data)
 
 
 def script_command(name: str, keys: Sequence[str], args: Iterable[Argument]) -> Command:

@@ -157,7 +157,8 @@ class Near(Generic[V]):
         with self._lock:
             self._note(name, mark)
             entry = self._entries.get(name)
-            if entry is not None and self._supersedes(mark, entry.mark):
+            # An own write comes back with the mark it is kept under.
+            if entry is not None and (not mark or mark != entry.mark) and self._supersedes(mark, entry.mark):
                 self._remove(name)
 
     def invalidate_tag(self, tag: str) -> None:

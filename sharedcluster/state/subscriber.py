@@ -190,10 +190,12 @@ class Subscriber:
             except TimeoutError:
                 self._check_proof()
                 continue
-            self._handle(reply, confirmed)
-            if awaited and awaited <= confirmed | (awaited - self._handlers.keys()):
-                awaited = set()
-                self._note_connection()
+            while reply is not Wire:  # what came together is handled together
+                self._handle(reply, confirmed)
+                if awaited and awaited <= confirmed | (awaited - self._handlers.keys()):
+                    awaited = set()
+                    self._note_connection()
+                reply = wire.read_waiting()
             self._check_proof()
 
     def _note_connection(self) -> None:
