@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,10 +42,9 @@ def test_workers_that_never_come_up_end_the_cluster(start_cluster: StartCluster,
         "if 'SHAREDCLUSTER_SLOT' in os.environ: os._exit(9)\n"
     )
     cluster = start_cluster("dies", "-w", "2", "--redis", "none", ready=False, cwd=tmp_path)
-    start = time.monotonic()
-    assert cluster.wait(30) == 3
-    assert time.monotonic() - start < 20
+    assert cluster.wait(60) == 3
     assert "No worker ever came up" in cluster.output()
+    assert 5 <= cluster.output().count("ended with code 9") <= 10
 
 
 def test_term_to_a_worker_drains_and_replaces_it(start_cluster: StartCluster) -> None:
