@@ -99,11 +99,7 @@ _LENGTHS = [b"\r\n$%d\r\n" % length for length in range(1024)]
 
 def pack_arguments(arguments: Iterable[bytes]) -> bytes:
     """A run of a command's arguments as they go over the wire, each with the line end that comes before it."""
-    parts: list[bytes] = []
-    for argument in arguments:
-        length = len(argument)
-        parts += (_LENGTHS[length] if length < 1024 else b"\r\n$%d\r\n" % length, argument)
-    return b"".join(parts)
+    return b"".join([(_LENGTHS[n] if (n := len(x)) < 1024 else b"\r\n$%d\r\n" % n) + x for x in arguments])
 
 
 class Address:
