@@ -564,7 +564,7 @@ def _script_head(name: str, keys: int) -> bytes:
 
 
 def script_call(name: str, keys: Sequence[bytes], constants: tuple[int, bytes], args: Sequence[bytes]) -> ScriptCall:
-    """The command that runs scripts/NAME.lua, packed by hand: half the cost of one with many arguments is packing it.
+    """The command that runs scripts/NAME.lua, packed by hand, so that what is the same every time is packed once.
 
     Args:
         name: The script's.
