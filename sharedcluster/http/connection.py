@@ -14,7 +14,8 @@ States (`phase`):
 
 Laws:
 - `phase` is SERVING exactly while an exchange exists; no second request is read before it has been answered.
-- In SERVING the loop reads at most one piece ahead, then stops watching: a pipelining client is held back by TCP.
+- In SERVING the loop reads at most one piece ahead, then stops watching: a pipelining client is held back by TCP. Only
+  beside an event stream, which may never write again, it goes on looking for the client's end.
 - After `refuse`, nothing the client has sent or will send is looked at.
 """
 
