@@ -471,7 +471,8 @@ def answering() -> Iterator[Callable[[bytes], str]]:
 
         def serve() -> None:
             for answer in answers:
-                with listener.accept()[0] as connection, contextlib.suppress(ConnectionError):
+                # OSError: whoever asked may have had enough and gone (ENOTCONN is no ConnectionError).
+                with listener.accept()[0] as connection, contextlib.suppress(OSError):
                     connection.settimeout(5)
                     connection.recv(65536)
                     connection.sendall(answer)
