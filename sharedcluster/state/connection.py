@@ -37,7 +37,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import hiredis
 import redis
@@ -77,29 +77,10 @@ class ReplyError(Exception):
         return str(self).partition(" ")[0]
 
 
-class ScriptCall(NamedTuple):
-    """A call of a script as it goes over the wire; `sha` is the script's, should the server not know it."""
-
-    sha: str
-    data: bytes
-
-
-def pack(command: Command | ScriptCall) -> bytes:
+def pack(command: Command) -> bytes:
     """A command as it goes over the wire."""
-    if type(command) is ScriptCall:
-        return command.data
     data: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # declared as a tuple of one
     return data
-
-
-# What stands before an argument of so many bytes, and ends the one before it. Making it with `%` each time would cost
-# more than hiredis takes for the whole command.
-_LENGTHS = [b"\r\n$%d\r\n" % length for length in range(1024)]
-
-
-def pack_arguments(arguments: Iterable[bytes]) -> bytes:
-    """A run of a command's arguments as they go over the wire, each with the line end that comes before it."""
-    return b"".join([(_LENGTHS[n] if (n := len(x)) < 1024 else b"\r\n$%d\r\n" % n) + x for x in arguments])
 
 
 class Address:
@@ -335,7 +316,7 @@ class GroupCommit:
         """Run scripts/NAME.lua and return its reply; its text is sent only if the server does not know it yet."""
         return self.many([script_command(name, keys, args)], idempotent=idempotent)[0]
 
-    def many(self, commands: Sequence[Command | ScriptCall], *, idempotent: bool = False) -> list[Any]:
+    def many(self, commands: Sequence[Command], *, idempotent: bool = False) -> list[Any]:
         """Run commands as one group, in order, one round trip; the first refused one raises after all have run."""
         data = pack(commands[0]) if len(commands) == 1 else b"".join(map(pack, commands))
         replies = self.exchange(data, len(commands), idempotent)
@@ -522,14 +503,10 @@ class GroupCommit:
 
     # -- error replies ---------------------------------------------------------------------------------------------
 
-    def _second_try(self, command: Command | ScriptCall, reply: ReplyError, idempotent: bool) -> Any:
-        """Send a script's text along if that was all that was missing; raise otherwise."""
-        if reply.code == "NOSCRIPT" and (type(command) is ScriptCall or command[0] == "EVALSHA"):
-            sha = command.sha if type(command) is ScriptCall else str(command[1])
-            data = pack(("SCRIPT", "LOAD", script_text(sha))) + pack(command)
-            reply = self.exchange(data, 2, idempotent)[1]
-            if type(reply) is not ReplyError:
-                return reply
+    def _second_try(self, command: Command, reply: ReplyError, idempotent: bool) -> Any:
+        """Send a script's text if that was all that was missing; raise otherwise."""
+        if reply.code == "NOSCRIPT" and command[0] == "EVALSHA":
+            return self.call("EVAL", script_text(str(command[1])), *command[2:], idempotent=idempotent)
         raise self._as_error(reply)
 
     @staticmethod
@@ -556,26 +533,6 @@ def _script_sha(name: str) -> str:
 def script_text(sha: str) -> str:
     """The text of a script this process has used."""
     return _TEXTS[sha]
-
-
-@cache
-def _script_head(name: str, keys: int) -> bytes:
-    return pack_arguments((b"EVALSHA", _script_sha(name).encode(), b"%d" % keys))
-
-
-def script_call(name: str, keys: Sequence[bytes], constants: tuple[int, bytes], args: Sequence[bytes]) -> ScriptCall:
-    """The command that runs scripts/NAME.lua, packed by hand, so that what is the same every time is packed once.
-
-    Args:
-        name: The script's.
-        keys: Its KEYS.
-        constants: The first of its ARGV, how many and packed by `pack_arguments`.
-        args: The others.
-    """
-    count = 3 + len(keys) + constants[0] + len(args)
-    head, packed_keys, packed_args = _script_head(name, len(keys)), pack_arguments(keys), pack_arguments(args)
-    data = b"*%d%b%b%b%b\r\n" % (count, head, packed_keys, constants[1], packed_args)
-    return ScriptCall(_script_sha(name), data)
 
 
 def script_command(name: str, keys: Sequence[str], args: Iterable[Argument]) -> Command:

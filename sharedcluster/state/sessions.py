@@ -26,15 +26,7 @@ from typing import Any, NamedTuple
 
 from sharedcluster.errors import Bug, SharedClusterError
 from sharedcluster.state.codec import Codec
-from sharedcluster.state.connection import (
-    Argument,
-    Command,
-    GroupCommit,
-    ScriptCall,
-    pack_arguments,
-    script_call,
-    script_command,
-)
+from sharedcluster.state.connection import Argument, Command, GroupCommit, script_command
 from sharedcluster.state.cookie import Cookie, CookieSigner, new_sid
 from sharedcluster.state.merge import merge
 from sharedcluster.state.near import Near
@@ -114,7 +106,6 @@ class SessionStore:
         self._settings = settings
         self._counts = counts
         self._absolute_ms = int(settings.session_absolute_timeout * 1000)
-        self._packed_constants: tuple[int, bytes] = (-1, b"")
 
     def open(self, signer: CookieSigner, read_cookies: Callable[[], Iterable[str]], idle: float) -> Session:
         """The session of a request; nothing is read or verified until somebody looks at it."""
@@ -204,7 +195,7 @@ class SessionStore:
             # It raced with a login that rotated the id: a session of its own would push the new cookie out.
             self._counts["session_late_writes"] += bool(delta)
             return _KEEP
-        ending: list[Command | ScriptCall] = []
+        ending: list[Command] = []
         if session._was_cleared and session._cookie is not None:
             tombstone_ms = TOMBSTONE_MS if delta.written else 0
             ending.append(self._destroy_command([session._cookie.name], tombstone_ms))
@@ -306,30 +297,27 @@ class SessionStore:
         *,
         creates: bool = False,
         merges: bool = False,
-    ) -> ScriptCall:
+    ) -> Command:
         self._check_size(session, delta)
         new_name = target if target != name else ""
-        args = [
-            b"1" if creates else b"0",
-            name.encode(),
-            new_name.encode(),
-            b"0" if creates or session._record is None else b"%d" % session._record.version,
-            (session._wanted_user or "").encode(),
-            b"1" if merges else b"0",
-            b"%d" % len(delta.written),
+        args: list[Argument] = [
+            "1" if creates else "0",
+            int(session.idle * 1000),
+            self._absolute_ms,
+            self._channel,
+            self._user_prefix,
+            name,
+            new_name,
+            0 if creates or session._record is None else session._record.version,
+            session._wanted_user or "",
+            int(merges),
+            len(delta.written),
         ]
         for key, raw in delta.written.items():
             args += (_stored_name(key), session._stored.get(key, b"") if merges else b"", raw)
         args += map(_stored_name, delta.removed)
-        keys = [(self._prefix + each).encode() for each in (name, new_name) if each]
-        return script_call("session_save", keys, self._constants(int(session.idle * 1000)), args)
-
-    def _constants(self, idle_ms: int) -> tuple[int, bytes]:
-        """What a save says every time, packed once."""
-        if self._packed_constants[0] != idle_ms:
-            args = (str(idle_ms), str(self._absolute_ms), self._channel, self._user_prefix)
-            self._packed_constants = idle_ms, pack_arguments(map(str.encode, args))
-        return 4, self._packed_constants[1]
+        keys = [self._prefix + name, self._prefix + new_name] if new_name else [self._prefix + name]
+        return script_command("session_save", keys, args)
 
     def _check_size(self, session: Session, delta: SessionDelta) -> None:
         for key, raw in delta.written.items():
@@ -431,5 +419,5 @@ def _now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def _stored_name(key: str) -> bytes:
-    return ("@" + key if key.startswith("@") else key).encode()
+def _stored_name(key: str) -> str:
+    return "@" + key if key.startswith("@") else key

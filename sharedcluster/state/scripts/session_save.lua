@@ -1,13 +1,13 @@
 -- Write the changed fields of one session, and nothing else of it; never bring back one that is gone.
 -- KEYS: session [, its new name when the id is rotated]
--- ARGV: idle_ms, absolute_ms (0: none), channel, prefix of user indexes, create 0|1, name, new name ('': keep),
+-- ARGV: create 0|1, idle_ms, absolute_ms (0: none), channel, prefix of user indexes, name, new name ('': keep),
 --       base version, user to bind ('': none), merge 0|1, number of fields n, n * (field, base value, value),
 --       fields to remove...
 -- Returns {1, version, previous version [, all fields if somebody else has written since base]}, {0} when the session
 -- is gone, or {2, field, stored value, ...} when `merge` is on and a field is not what the writer saw.
 local key = KEYS[1]
 local exists = redis.call('HGET', key, '@v')
-if not exists and ARGV[5] == '0' then return {0} end
+if not exists and ARGV[1] == '0' then return {0} end
 
 local n = tonumber(ARGV[11])
 local first, last = 12, 11 + 3 * n
@@ -35,19 +35,19 @@ for i = first, last, 3 do redis.call('HSET', key, ARGV[i], ARGV[i + 2]) end
 for i = last + 1, #ARGV do redis.call('HDEL', key, ARGV[i]) end
 if not exists then
   redis.call('HSET', key, '@c', string.format('%.0f', now_ms))
-  if ARGV[2] ~= '0' then
-    deadline = string.format('%.0f', now_ms + tonumber(ARGV[2]))
+  if ARGV[3] ~= '0' then
+    deadline = string.format('%.0f', now_ms + tonumber(ARGV[3]))
     redis.call('HSET', key, '@x', deadline)
   end
 end
 if ARGV[9] ~= '' then
-  if user and user ~= ARGV[9] then redis.call('ZREM', ARGV[4] .. user, ARGV[6]) end
+  if user and user ~= ARGV[9] then redis.call('ZREM', ARGV[5] .. user, ARGV[6]) end
   user = ARGV[9]
   redis.call('HSET', key, '@u', user)
 end
 redis.call('HSET', key, '@v', version)
 
-local ttl = tonumber(ARGV[1])
+local ttl = tonumber(ARGV[2])
 if deadline then ttl = math.min(ttl, tonumber(deadline) - now_ms) end
 ttl = math.max(ttl, 1)
 redis.call('PEXPIRE', key, string.format('%.0f', ttl))
@@ -62,14 +62,14 @@ if ARGV[7] ~= '' then
   -- its own, whose cookie would replace the new one in the browser.
   redis.call('HSET', key, '@t', '1')
   redis.call('PEXPIRE', key, 10000)
-  redis.call('PUBLISH', ARGV[3], 's - ' .. ARGV[6])
+  redis.call('PUBLISH', ARGV[4], 's - ' .. ARGV[6])
 end
 if user then
-  local index = ARGV[4] .. user
+  local index = ARGV[5] .. user
   if name ~= ARGV[6] then redis.call('ZREM', index, ARGV[6]) end
   redis.call('ZREMRANGEBYSCORE', index, '-inf', string.format('%.0f', now_ms))
   redis.call('ZADD', index, string.format('%.0f', now_ms + ttl), name)
   redis.call('PEXPIRE', index, string.format('%.0f', math.max(ttl, redis.call('PTTL', index))))
 end
-redis.call('PUBLISH', ARGV[3], 's ' .. version .. ' ' .. name)
+redis.call('PUBLISH', ARGV[4], 's ' .. version .. ' ' .. name)
 return reply
