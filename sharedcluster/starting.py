@@ -50,7 +50,8 @@ def start(resolved: Resolved, observe: Callable[[Primary], None] | None = None) 
     set_up("primary", level=config.log_level, style=config.log_format, files=config.log_files())
     for warning in check_environment(os.environ):
         logger.warning("%s", warning)
-    logger.debug("%d descriptors may be open in each process", descriptors.raise_limit())
+    most = descriptors.raise_limit()
+    logger.debug("%d descriptors may be open in each process", most)
     inherited = Inheritance.from_environment()
     with ExitStack() as undo:
         listeners = _adopt(inherited, config) if inherited else _bind_all(config, undo)

@@ -21,6 +21,8 @@ from sharedcluster.errors import AppLoadError, ConfigError
 from sharedcluster.log import logger
 
 METHODS: Final = ("add", "remove", "pick")
+MISTAKES: Final = (Exception, SystemExit)
+"""What the user's code may raise; `sys.exit()` in it must not end the primary."""
 
 
 def make_policy(name: str) -> Policy:
@@ -39,7 +41,7 @@ def make_policy(name: str) -> Policy:
         raise ConfigError(f'policy: "{module}" has no class {attribute}.')
     try:
         own = made()
-    except Exception as error:
+    except MISTAKES as error:
         raise AppLoadError(f"policy: {name}() failed.", traceback=traceback.format_exc()) from error
     if missing := [method for method in METHODS if not callable(getattr(own, method, None))]:
         raise ConfigError(f"policy: {name} has no method {' or '.join(missing)}.", advice="A policy has all three.")
@@ -56,7 +58,7 @@ def _import(policy: str, module: str) -> Any:
         if error.name == module:
             raise ConfigError(f'policy: there is no module "{module}".', fact=f"Looked in {here}.") from error
         raise AppLoadError(f'policy: importing "{module}" failed.', traceback=traceback.format_exc()) from error
-    except Exception as error:
+    except MISTAKES as error:
         raise AppLoadError(f'policy: importing "{module}" failed.', traceback=traceback.format_exc()) from error
     finally:
         sys.path.remove(here)
@@ -103,16 +105,18 @@ class Guarded:
             picked = self._ask(self._own.pick, peer)
             if picked is None and self._own is not None:
                 return None
-            if picked in self._workers and picked.has_credit:
+            # Compared by identity: what it picked may be anything, also what has no hash or fails when it is compared.
+            if any(picked is worker for worker in self._workers) and picked.has_credit:
                 return cast(WorkerHandle, picked)
             if self._own is not None:
-                self._give_up(f"picked {picked!r}, which cannot take a connection")
+                what = repr(picked) if type(picked) is WorkerHandle else f"an object of type {type(picked).__name__}"
+                self._give_up(f"picked {what}, which cannot take a connection")
         return self._turn.pick(peer)
 
     def _ask(self, method: Callable[[Any], Any], argument: object) -> Any:
         try:
             return method(argument)
-        except Exception:
+        except MISTAKES:
             self._give_up(f"failed\n{traceback.format_exc()}")
             return None
 

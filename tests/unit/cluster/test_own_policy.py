@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -62,6 +63,7 @@ def test_a_class_of_the_users() -> None:
         ("", "mine:Policy", ConfigError, "has no class Policy"),
         ("class Policy:\n def add(self, w): ...", "mine:Policy", ConfigError, "has no method remove or pick"),
         ("1/0", "mine:Policy", AppLoadError, "importing"),
+        ("raise SystemExit", "mine:Policy", AppLoadError, "importing"),
         ("class Policy:\n def __init__(self): 1/0", "mine:Policy", AppLoadError, "failed"),
         (HIGHEST, "mine:Highest", ConfigError, "imports helper_of_mine"),
     ],
@@ -97,10 +99,25 @@ class Faulty:
             return self.workers[0]
         if self.mistake == "raises":
             raise RuntimeError("a mistake of mine")
-        return {"stranger": worker(9), "busy": self.workers[0]}[self.mistake]
+        if self.mistake == "exits":
+            sys.exit("a mistake of mine")
+        odd: Any = {"stranger": worker(9), "busy": self.workers[0], "no hash": [], "no repr": Unspeakable()}
+        return cast(WorkerHandle, odd[self.mistake])
 
 
-@pytest.mark.parametrize("mistake", ["raises", "stranger", "busy"])
+class Unspeakable:
+    """Fails at whatever is done with it."""
+
+    __hash__ = None  # type: ignore[assignment]  # that is the point
+
+    def __repr__(self) -> str:
+        raise RuntimeError("a mistake of mine")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("a mistake of mine")
+
+
+@pytest.mark.parametrize("mistake", ["raises", "exits", "stranger", "busy", "no hash", "no repr"])
 def test_a_mistake_hands_over_to_round_robin(mistake: str, caplog: pytest.LogCaptureFixture) -> None:
     """An exception, a worker it does not have, one without credit: said once, never asked again, nobody waits."""
     own = Faulty(mistake)
