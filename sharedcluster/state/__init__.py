@@ -22,7 +22,7 @@ from sharedcluster.state.broadcast import Broadcast
 from sharedcluster.state.cache import Cache
 from sharedcluster.state.checks import check_server
 from sharedcluster.state.codec import make_codec
-from sharedcluster.state.connection import Address, GroupCommit, ReplyError
+from sharedcluster.state.connection import GroupCommit
 from sharedcluster.state.leases import LeaseKeeper
 from sharedcluster.state.near import Near
 from sharedcluster.state.presence import PresenceRoom
@@ -31,6 +31,7 @@ from sharedcluster.state.schedule import Leader, Schedule
 from sharedcluster.state.sessions import SessionStore
 from sharedcluster.state.settings import StateSettings
 from sharedcluster.state.subscriber import Subscriber
+from sharedcluster.state.wire import Address, ReplyError
 
 __all__ = ["SharedState", "StateFacts", "StateSettings", "live_states", "process_id"]
 

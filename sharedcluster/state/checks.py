@@ -7,7 +7,7 @@ from collections.abc import Callable
 import redis
 
 from sharedcluster.errors import RedisNeededError
-from sharedcluster.state.connection import Address, Argument, ReplyError, Wire, pack
+from sharedcluster.state.wire import Address, Argument, ReplyError, Wire, pack
 
 OLDEST = (6, 2)
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from sharedcluster.errors import StateUnavailableError
 from sharedcluster.state.codec import Codec
-from sharedcluster.state.connection import Argument, GroupCommit, ReplyError
+from sharedcluster.state.connection import GroupCommit
+from sharedcluster.state.wire import Argument, ReplyError
 
 TIMEOUT = 60.0
 REFRESH_INTERVAL = 20.0

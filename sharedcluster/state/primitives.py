@@ -13,9 +13,10 @@ from typing import Any, Self
 
 from sharedcluster.errors import SharedClusterError, StateUnavailableError
 from sharedcluster.state.codec import Codec
-from sharedcluster.state.connection import Argument, GroupCommit
+from sharedcluster.state.connection import GroupCommit
 from sharedcluster.state.leases import Lease, LeaseKeeper, owner_token
 from sharedcluster.state.near import Near
+from sharedcluster.state.wire import Argument
 
 log = logging.getLogger("sharedcluster.state")
 

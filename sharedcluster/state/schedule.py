@@ -13,9 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from sharedcluster.errors import StateUnavailableError
-from sharedcluster.state.connection import GroupCommit, ReplyError
+from sharedcluster.state.connection import GroupCommit
 from sharedcluster.state.leases import owner_token
 from sharedcluster.state.primitives import Lock, LockLostError, LockRoom
+from sharedcluster.state.wire import ReplyError
 
 log = logging.getLogger("sharedcluster.state")
 

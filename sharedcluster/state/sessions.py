@@ -26,12 +26,13 @@ from typing import Any, NamedTuple
 
 from sharedcluster.errors import Bug, SharedClusterError
 from sharedcluster.state.codec import Codec
-from sharedcluster.state.connection import Argument, Command, GroupCommit, script_command
+from sharedcluster.state.connection import GroupCommit, script_command
 from sharedcluster.state.cookie import Cookie, CookieSigner, new_sid
 from sharedcluster.state.merge import merge
 from sharedcluster.state.near import Near
 from sharedcluster.state.session import ENDED, Session, SessionDelta, SessionRecord
 from sharedcluster.state.settings import StateSettings
+from sharedcluster.state.wire import Argument, Command
 
 # A session is touched, and its cookie issued again, when this part of its idle time has passed.
 TOUCH_FRACTION = 0.1

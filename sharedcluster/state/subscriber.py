@@ -29,8 +29,9 @@ import hiredis
 import redis
 
 from sharedcluster.errors import StateUnavailableError
-from sharedcluster.state.connection import Address, GroupCommit, ReplyError, Wire, pack
+from sharedcluster.state.connection import GroupCommit
 from sharedcluster.state.settings import StateSettings
+from sharedcluster.state.wire import Address, ReplyError, Wire, pack
 
 log = logging.getLogger("sharedcluster.state")
 

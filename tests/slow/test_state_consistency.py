@@ -29,7 +29,7 @@ def run_checker(*options: str, seconds: int) -> tuple[int, str]:
 @pytest.mark.timeout(400)
 def test_no_violation_with_all_faults() -> None:
     """Workers killed, paused, reloaded; Redis killed, stopped, paused, cut off, swallowed: nothing is violated."""
-    code, text = run_checker("--operations", "40000", seconds=200)
+    code, text = run_checker("--operations", "120000", seconds=300)
     assert code == 0, text
     assert len(re.findall(r"(kill worker|pause worker|reload|restart redis|stop redis) \d", text)) >= 4, text
 

@@ -12,8 +12,9 @@ import pytest
 from gevent.monkey import is_module_patched
 
 from sharedcluster.errors import Bug, StateUnavailableError
-from sharedcluster.state.connection import Address, Command, GroupCommit, ReplyError, Wire
+from sharedcluster.state.connection import GroupCommit
 from sharedcluster.state.settings import StateSettings
+from sharedcluster.state.wire import Address, Command, ReplyError, Wire
 from tests.redis_process import RedisProcess
 from tests.state.link import Link
 from tests.waiting import wait_until

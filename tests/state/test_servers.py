@@ -14,7 +14,7 @@ import pytest
 from sharedcluster.errors import ConfigError, RedisNeededError, StateUnavailableError
 from sharedcluster.state import SharedState, StateSettings
 from sharedcluster.state.checks import check_server
-from sharedcluster.state.connection import Address
+from sharedcluster.state.wire import Address
 from tests.redis_process import RedisProcess, find_redis_server, free_port
 from tests.state.browser import Browser
 from tests.state.test_broadcast import take

@@ -1,0 +1,162 @@
+"""One connection to Redis: where it is, how a command is written, how a reply is read.
+
+Whose turn it is, what is tried again and what a failure means is decided by those who use it (`connection`, for all
+commands of a worker; `subscriber`, for what is published).
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import hiredis
+import redis
+from redis.sentinel import Sentinel
+
+from sharedcluster.errors import ConfigError
+from sharedcluster.state.settings import StateSettings
+
+Argument = str | bytes | int | float
+Command = tuple[Argument, ...]
+
+
+class ReplyError(Exception):
+    """Redis refused one command; `code` is the first word of what it said."""
+
+    @property
+    def code(self) -> str:
+        """The error's kind: WRONGTYPE, NOSCRIPT, READONLY..."""
+        return str(self).partition(" ")[0]
+
+
+def pack(command: Command) -> bytes:
+    """A command as it goes over the wire."""
+    data: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # declared as a tuple of one
+    return data
+
+
+class Address:
+    """Where Redis is, read from a URL: redis://, rediss://, unix://, redis+sentinel://host,host/service/db.
+
+    Raises:
+        ConfigError: The URL cannot be understood.
+    """
+
+    def __init__(self, url: str, settings: StateSettings) -> None:
+        self.url = url
+        self._sentinel: Sentinel | None = None
+        self._service = ""
+        options: dict[str, Any] = {
+            "protocol": 2,
+            "socket_connect_timeout": settings.connect_timeout,
+            "socket_timeout": settings.socket_timeout,
+            "socket_keepalive": True,
+        }
+        # Without this redis-py sends CLIENT SETINFO twice, each with a round trip, on every connect.
+        options |= {"driver_info": None} if int(redis.__version__.split(".")[0]) >= 8 else {"lib_name": None}
+        try:
+            if url.startswith("redis+sentinel://"):
+                url = self._set_up_sentinel(url, options)
+            pool = redis.ConnectionPool.from_url(url)
+        except ValueError as error:
+            raise ConfigError(
+                f"The Redis URL {self.public} cannot be understood.",
+                fact=str(error),
+                advice="Use redis://host:6379/0, rediss://..., unix:///path?db=0 or redis+sentinel://h1,h2/service/0",
+            ) from None
+        self._class = pool.connection_class
+        # What the URL says wins: ?socket_timeout=2 is how an operator asks for patience.
+        self._options = options | pool.connection_kwargs
+        if self._class is redis.UnixDomainSocketConnection:
+            self._options.pop("socket_keepalive", None)
+
+    def _set_up_sentinel(self, url: str, options: dict[str, Any]) -> str:
+        """Read redis+sentinel://[user:password@]host[:port],host[:port]/service[/db] and ask those for the master."""
+        rest = url.removeprefix("redis+sentinel://")
+        login, _, rest = rest.rpartition("@")
+        hosts, _, path = rest.partition("/")
+        self._service, _, db = path.partition("/")
+        if not self._service:
+            raise ValueError("the sentinel URL names no service: redis+sentinel://host:26379/SERVICE/0")
+        pairs = [(h.partition(":")[0], int(h.partition(":")[2] or 26379)) for h in hosts.split(",")]
+        self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            pairs, sentinel_kwargs=dict(options), **options
+        )
+        return f"redis://{login + '@' if login else ''}localhost/{db or 0}"
+
+    @property
+    def public(self) -> str:
+        """The URL without a password, fit for logs and status."""
+        scheme, separator, rest = self.url.partition("://")
+        login, at, place = rest.rpartition("@")
+        user, colon, _ = login.partition(":")
+        place = place.partition("?")[0] + ("?..." if "password" in place else place[len(place.partition("?")[0]) :])
+        return f"{scheme}{separator}{user}{':***' if colon else ''}{at}{place}"
+
+    def connect(self) -> redis.Connection:
+        """A connected and authenticated redis-py connection."""
+        options = dict(self._options)
+        if self._sentinel is not None:
+            options["host"], options["port"] = self._sentinel.discover_master(  # type: ignore[no-untyped-call]
+                self._service
+            )
+        connection: redis.Connection = self._class(**options)
+        connection.connect()  # type: ignore[no-untyped-call]
+        return connection
+
+
+class Wire:
+    """One connection: packed commands out, replies in.
+
+    redis-py connects, authenticates, speaks TLS and selects the database; from then on the socket and a hiredis reader
+    are used directly, because `Connection.read_response` costs more than the parsing it wraps.
+    One caller may send while another one reads; two may not do the same.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self._connection = address.connect()
+        self._socket: socket.socket = self._connection._sock  # type: ignore[assignment]  # connected: it has one
+        self._reader = hiredis.Reader(replyError=ReplyError, notEnoughData=Wire)
+        self._buffer = bytearray(65536)
+        self._view = memoryview(self._buffer)
+
+    def send(self, data: bytes) -> None:
+        """Write all of it or raise."""
+        self._socket.sendall(data)
+
+    def settimeout(self, timeout: float) -> None:
+        """How long one read may wait; `TimeoutError` after that."""
+        self._socket.settimeout(timeout)
+
+    def read(self) -> Any:
+        """The next reply; an error reply is returned, not raised."""
+        while (reply := self._reader.gets()) is Wire:
+            count = self._socket.recv_into(self._buffer)
+            if not count:
+                raise ConnectionResetError("Redis closed the connection")
+            self._reader.feed(self._buffer, 0, count)  # type: ignore[arg-type]  # any buffer will do
+        return reply
+
+    def read_waiting(self) -> Any:
+        """The next reply of those that have arrived with an earlier one, without asking the socket; else `Wire`."""
+        return self._reader.gets()
+
+    def is_stale(self) -> bool:
+        """True if the other side has closed it, or has sent what nobody asked for."""
+        timeout = self._socket.gettimeout()
+        try:
+            self._socket.settimeout(0)
+            self._socket.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except ValueError:  # TLS sockets take no flags: a dead one is found by writing
+            return False
+        except OSError:
+            return True
+        finally:
+            self._socket.settimeout(timeout)
+        return True
+
+    def close(self) -> None:
+        """Close it, whoever waits on it."""
+        self._connection.disconnect()  # type: ignore[no-untyped-call]
