@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.http.conftest import Served, get, read_all, status_of
-from tests.integration.http.test_tls import certificate, trusting  # noqa: F401 - the first is a fixture
+from tests.integration.http.test_tls import certificate, shake_hands, trusting  # noqa: F401 - the first is a fixture
 from tests.waiting import wait_until
 
 Serve = Callable[..., Served]
@@ -247,13 +247,7 @@ def test_tls_byte_by_byte(serve: Serve, certificate: tuple[Path, Path]) -> None:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = trusting(certificate).wrap_bio(incoming, outgoing, server_hostname="localhost")
     with served.connect() as sock:
-        while True:
-            try:
-                tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                sock.sendall(outgoing.read())
-                incoming.write(sock.recv(65536))
+        shake_hands(tls, incoming, outgoing, sock)
         request = HELLO + CHUNKED_HELLO + get("/plain")
         for byte in request[:30]:
             tls.write(bytes([byte]))
@@ -278,13 +272,7 @@ def test_tls_end_is_only_the_end_of_sending(serve: Serve, certificate: tuple[Pat
     with served.connect() as sock, served.connect() as rude:
         rude.sendall(b"\x16\x03\x01")
         reset(rude)
-        while True:
-            try:
-                tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                sock.sendall(outgoing.read())
-                incoming.write(sock.recv(65536))
+        shake_hands(tls, incoming, outgoing, sock)
         tls.write(get("/slow?0.2"))
         with pytest.raises(ssl.SSLWantReadError):
             tls.unwrap()

@@ -100,19 +100,25 @@ def test_version_is_at_least_12(secure: Served, certificate: tuple[Path, Path]) 
         wrap(secure, context)
 
 
+def shake_hands(tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, sock: socket.socket) -> None:
+    """The handshake by hand, every byte sent for itself."""
+    while True:
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            for byte in outgoing.read():
+                sock.send(bytes([byte]))
+            incoming.write(sock.recv(65536))
+        else:
+            return
+
+
 def test_handshake_split_at_every_byte(secure: Served, certificate: tuple[Path, Path]) -> None:
     """A ClientHello that comes one byte at a time still becomes a connection."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = trusting(certificate).wrap_bio(incoming, outgoing, server_hostname="localhost")
     with secure.connect() as sock:
-        while True:
-            try:
-                tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                for byte in outgoing.read():
-                    sock.send(bytes([byte]))
-                incoming.write(sock.recv(65536))
+        shake_hands(tls, incoming, outgoing, sock)
         tls.write(get("/plain"))
         sock.sendall(outgoing.read())
         incoming.write(read_all(sock))
