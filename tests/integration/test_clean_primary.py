@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from sharedcluster.cluster.worker_handle import CREDIT
-from tests.cluster_process import ROOT
+from tests.cluster_process import ROOT, request
 from tests.conftest import StartCluster
 
 SPY = """
@@ -54,6 +54,33 @@ def test_it_costs_about_nothing_when_idle(start_cluster: StartCluster) -> None:
     assert (used() - before) / (time.monotonic() - start) < 0.02
 
 
+BY_HAND = ("--policy", "tests.apps.passing:ByHand")
+
+
+def test_a_crowd_waits_in_the_kernel_and_then_here(start_cluster: StartCluster) -> None:
+    """All workers blocked, more clients than the backlog holds: the primary takes some into its queue, within its
+    bound, and all are served after.
+    """
+    import socket
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tests.waiting import wait_until
+
+    cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none", "--backlog", "20")
+    port = cluster.port
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(cluster.get, "/block/3.0", timeout=30)
+        wait_until(lambda: cluster.workers()[0]["handed_off"] == 1, "the worker is blocked")
+        clients = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(35)]
+        for each in clients:
+            each.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        wait_until(lambda: cluster.status()["listeners"][0]["accepted"] == 36, "all have been seen")
+        assert 30 <= cluster.status()["listeners"][0]["pending"] <= 35
+        for each in clients:
+            with each:
+                assert each.recv(65536).startswith(b"HTTP/1.1 200")
+
+
 def test_a_full_queue_leaves_clients_in_the_kernels_backlog(start_cluster: StartCluster) -> None:
     """All workers blocked and many clients: the primary takes its bound and no more, and serves all of them after."""
     import socket
@@ -61,7 +88,7 @@ def test_a_full_queue_leaves_clients_in_the_kernels_backlog(start_cluster: Start
 
     from tests.waiting import wait_until
 
-    cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none", "--backlog", "20")
+    cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none", "--backlog", "20", *BY_HAND)
     port = cluster.port
     with ThreadPoolExecutor(1) as pool:
         pool.submit(cluster.get, "/block/3.0", timeout=30)
@@ -77,13 +104,24 @@ def test_a_full_queue_leaves_clients_in_the_kernels_backlog(start_cluster: Start
 
 
 def test_the_primary_survives_its_limit_of_descriptors(start_cluster: StartCluster) -> None:
-    """EMFILE on accept: no crash, no spinning; when descriptors are free again the waiting clients are served."""
+    """Passing, EMFILE on accept: no crash, no spinning; when descriptors are free again who waits is served.
+
+    In turns the primary needs none, and serves them at once.
+    """
     import resource
     import socket
 
     from tests.waiting import wait_until
 
-    cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none")
+    in_turns = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none")
+    assert in_turns.process is not None
+    port = in_turns.port
+    limits = resource.prlimit(in_turns.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(in_turns.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    assert [request(port, "GET", "/").status for _ in range(3)] == [200] * 3
+    resource.prlimit(in_turns.process.pid, resource.RLIMIT_NOFILE, limits)
+
+    cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none", *BY_HAND)
     assert cluster.process is not None
     pid, port = cluster.process.pid, cluster.port
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
