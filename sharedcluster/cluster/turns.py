@@ -111,8 +111,15 @@ class Turns:
             unclaimed -= 1
         for worker, count in calls.items():
             self._call(worker, listener, count)
-        if unclaimed > 0 and waiting > listener.limit // 2 and not listener.is_full:
-            listener.accept(time.monotonic())  # else the kernel's queue overflows while ours is empty
+        if unclaimed > 0:
+            self._make_room(listener)
+
+    @staticmethod
+    def _make_room(listener: Listener) -> None:
+        """Take into our own queue what is more than half of the kernel's, or that one overflows while ours is empty."""
+        while listener.look() > listener.limit // 2 and not listener.is_full:
+            if not listener.accept(time.monotonic()):
+                return
 
     def _claimed(self, index: int, now: int) -> int:
         """Turns at this listener that are given, not used, and will be."""

@@ -18,6 +18,7 @@ import posix  # its close is not gevent's, which waits for a turn of the loop
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -199,15 +200,25 @@ class TurnAcceptor:
             if not self._turns and row.is_to_tell():  # now, so that the next are here when this one is served
                 self._wire.tell_used()
             try:
-                fd, address = self._listening._accept()  # type: ignore[attr-defined]
+                self._accept()
             except OSError as error:
                 if error.errno in EXHAUSTED:
                     self._give_up()
-                continue  # another worker was faster, or the client gave up
-            row.takes(self._index)
-            self._serve(fd, (address[0], address[1]) if isinstance(address, tuple) and address else None)
         if self._turns:
             self._loop.run_callback(self._go_on)
+
+    def take_rest(self) -> None:
+        """In the hub: accept everybody who waits, for there is no primary any more that could give turns."""
+        with suppress(OSError):
+            while self._is_open:
+                with suppress(ConnectionAbortedError):
+                    self._accept()
+
+    def _accept(self) -> None:
+        """Raises OSError if nobody is there (another worker was faster), or if it cannot."""
+        fd, address = self._listening._accept()  # type: ignore[attr-defined]
+        self._wire.row.takes(self._index)
+        self._serve(fd, (address[0], address[1]) if isinstance(address, tuple) and address else None)
 
     def _give_up(self) -> None:
         """No descriptor is left: whoever waits there is others' turn."""

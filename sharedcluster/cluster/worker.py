@@ -276,6 +276,9 @@ class Worker:
         self._gives_back = False
         if self._server is None:
             os._exit(0)
+        for acceptor in self._acceptors.values():
+            if isinstance(acceptor, TurnAcceptor):
+                acceptor.take_rest()
         self._leave.set()
 
     def _come_up(self, secret: str) -> None:
