@@ -2,8 +2,8 @@
 
 A connection is in exactly one place: the kernel's backlog, a listener's `pending`, or a handle's `unacknowledged`.
 Where the policy need not know the client (`turns`) it goes from the backlog to the worker that serves it. Passed on as
-descriptors are the others, those of unix sockets, and what comes back: its worker died, refused, or drains and gives it
-away. That goes into `pending` again: to the head if it has been waiting, to the tail if it is an idle one that has
+descriptors are the others, those of unix sockets, and what comes back: its worker died, refused, or drains and gives
+it away. That goes into `pending` again: to the head if it has been waiting, to the tail if it is an idle one that has
 nothing to say yet.
 """
 
@@ -59,9 +59,7 @@ class HandOff:
         self._watched: set[int] = set()
         self._acceptors = {listener.index: _acceptor(listener) for listener in self.listeners}
         looked_at = [each for each in self.listeners[:COUNTED] if in_turns and each.can_look()]
-        self._turns = (
-            Turns(looked_at, policy, self._in_rotation, selector, self.leave) if looked_at else None
-        )
+        self._turns = Turns(looked_at, policy, self._in_rotation, selector, self.leave) if looked_at else None
         self._in_turns = {each.index for each in looked_at}
 
     # -- rotation --------------------------------------------------------------------------------------------------

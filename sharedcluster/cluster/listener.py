@@ -77,7 +77,7 @@ class Listener:
         return len(self.pending) >= self.limit
 
     def can_look(self) -> bool:
-        """Whether the kernel tells how many wait in its backlog: TCP only, and not where a sandbox plays the kernel."""
+        """Whether the kernel tells how many wait in its backlog: TCP only, and not where a sandbox is the kernel."""
         if self.socket.family not in (socket.AF_INET, socket.AF_INET6):
             return False
         try:

@@ -104,8 +104,8 @@ class ForkWorker:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Look at the board: the worker owns every connection it was passed up to `seq`, or has used the turns it was asked
-    about. Sent once for all that a turn of its loop took (half the cost of a hand-off is waking the primary).
+    """Look at the board: the worker owns every connection it was passed up to `seq`, or has used the turns it was
+    asked about. Sent once for all that a turn of its loop took (half the cost of a hand-off is waking the primary).
     """
 
     seq: int

@@ -1,8 +1,8 @@
 """Connections that workers accept themselves, each when it is its turn: the primary looks at the backlog and decides.
 
-Theory of operation. The workers have the listening socket open, but only the primary watches it. It asks the kernel how
-many connections wait there and gives as many turns, by the policy, in one message per worker (`TakeTurns`); a worker
-that gets one accepts. So a connection is in the kernel until the process that serves it takes it: no descriptor
+Theory of operation. The workers have the listening socket open, but only the primary watches it. It asks the kernel
+how many connections wait there and gives as many turns, by the policy, in one message per worker (`TakeTurns`); a
+worker that gets one accepts. So a connection is in the kernel until the process that serves it takes it: no descriptor
 travels, none is closed twice, and a worker that stands still, is stopped or dies holds nobody.
 
 Waking the primary is what costs, so under load it is not woken for each newcomer. While some worker has no turn left
@@ -12,14 +12,14 @@ more there is to do, the larger the groups.
 
 Laws:
 
-1. A turn is a permission, not a connection. There may be more turns than connections, never fewer for long: a turn that
-   finds nothing is used up like any other.
+1. A turn is a permission, not a connection. There may be more turns than connections, never fewer for long: a turn
+   that finds nothing is used up like any other.
 2. The backlog is read *before* the board says which turns are used, and a worker marks a turn as used *before* it
    accepts. So a connection that is taken between the two looks makes us give one turn too many, never one too few.
-3. A turn counts as long as its worker answers. Those of one that dies, leaves, stands still or has used none of its own
-   for a moment are not counted, and the connections they were meant for are another worker's turn.
-4. While somebody waits in the backlog, or the bell is muted, the primary looks again within one tick, whatever was lost
-   on the way.
+3. A turn counts as long as its worker answers. Those of one that dies, leaves, stands still or has used none of its
+   own for a moment are not counted, and the connections they were meant for are another worker's turn.
+4. While somebody waits in the backlog, or the bell is muted, the primary looks again within one tick, whatever was
+   lost on the way.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Turns:
 
     @staticmethod
     def _make_room(listener: Listener) -> None:
-        """Take into our own queue what is more than half of the kernel's, or that one overflows while ours is empty."""
+        """Take into our queue what is more than half of the kernel's, or that one overflows while ours is empty."""
         while listener.look() > listener.limit // 2 and not listener.is_full:
             if not listener.accept(time.monotonic()):
                 return

@@ -1,4 +1,4 @@
-"""A policy that might look at the client, so the primary accepts and passes descriptors: round-robin as it was told."""
+"""A policy that might look at the client, so the primary accepts and passes descriptors: as `round-robin` does."""
 
 from __future__ import annotations
 

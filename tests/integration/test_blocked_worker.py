@@ -18,7 +18,6 @@ from tests.cluster_process import Cluster
 from tests.conftest import StartCluster
 from tests.waiting import wait_until
 
-
 BY_HAND = ("--policy", "tests.apps.passing:ByHand")
 
 

@@ -153,7 +153,7 @@ def test_a_worker_has_only_so_many_turns(stack: ExitStack) -> None:
 
 
 def test_the_bell_is_muted_while_nobody_is_free(stack: ExitStack) -> None:
-    """All have a turn: newcomers wake nobody. The first that comes to its last turn is to say so, and it rings again."""
+    """All have a turn: newcomers wake nobody. The first that comes to its last turn says so, and it rings again."""
     room = Room(stack, RoundRobin())
     first, second = room.enter(), room.enter()
     room.connect(2)
@@ -336,8 +336,8 @@ def test_a_crowd_without_workers(stack: ExitStack) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(["connect", "look", "read", "mark", "accept", "leave", "enter"]), max_size=60))
 def test_nobody_is_overlooked(steps: list[str]) -> None:
-    """In every order of arriving, looking, marking a turn and accepting: after a look everybody who waits is somebody's
-    turn, or all workers have turns; and in the end everybody is accepted.
+    """In every order of arriving, looking, marking a turn and accepting: after a look everybody who waits is
+    somebody's turn, or all workers have turns; and in the end everybody is accepted.
     """
     with ExitStack() as stack:
         room = Room(stack, RoundRobin())
