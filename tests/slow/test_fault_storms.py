@@ -13,6 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -145,9 +146,7 @@ def test_reload_scale_recycle_at_once(start_cluster: StartCluster, tmp_path: Pat
     wanted = 3
     fewest = 99
 
-    def some_worker() -> int:
-        # One that still loads has nothing to drain: TERM ends it, which counts as a restart.
-        return int(chance.choice([w for w in cluster.workers() if w["state"] == "listening"])["pid"])
+    told: set[int] = set()
 
     def scale() -> None:
         nonlocal wanted
@@ -162,10 +161,12 @@ def test_reload_scale_recycle_at_once(start_cluster: StartCluster, tmp_path: Pat
             return  # it leaves already
 
     def term() -> None:
-        try:
-            os.kill(some_worker(), signal.SIGTERM)
-        except ProcessLookupError:
-            return
+        # One that still loads has nothing to drain: TERM ends it, which counts as a restart. A second TERM ends any.
+        pids = [w["pid"] for w in cluster.workers() if w["state"] == "listening" and w["pid"] not in told]
+        if pids:
+            told.add(victim := chance.choice(pids))
+            with suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGTERM)
 
     deeds: list[Callable[[], object]] = [
         lambda: cluster.signal(signal.SIGHUP), scale, drain, term, lambda: cluster.signal(signal.SIGTTIN),
