@@ -153,6 +153,15 @@ class Wire:
         self._writable.stop()
 
 
+def own_listening(fd: int) -> _socket.socket:
+    """The worker's hold on a listening socket; a process that the application forks (multiprocessing) has none, or it
+    would keep the port when the worker and the cluster are gone.
+    """
+    listening = _socket.socket(fileno=fd)  # not gevent's class: it must not wait
+    os.register_at_fork(after_in_child=listening.close)
+    return listening
+
+
 TURNS_AT_ONCE: Final = 4
 """Connections accepted in a turn of the loop, so that those which are open get theirs."""
 
@@ -169,7 +178,7 @@ class TurnAcceptor:
 
     def __init__(self, fd: int, index: int, wire: Wire, serve: Callable[[int, Peer], None]) -> None:
         os.set_blocking(fd, False)
-        self._listening = _socket.socket(fileno=fd)  # not gevent's class: it must not wait
+        self._listening = own_listening(fd)
         self._index = index
         self._wire = wire
         self._serve = serve
@@ -238,7 +247,7 @@ class SharedAcceptor:
     """
 
     def __init__(self, fd: int, serve: Callable[[int, Peer], None], wanted: Callable[[], bool] = lambda: True) -> None:
-        self._listening = _socket.socket(fileno=fd)  # not gevent's class: it must not wait
+        self._listening = own_listening(fd)
         self._serve = serve
         self._wanted = wanted
         self._loop = gevent.get_hub().loop

@@ -176,6 +176,18 @@ def test_the_primary_is_killed_with_clients_in_the_backlog(start_cluster: StartC
     assert is_refused(port)
 
 
+def test_what_the_application_forked_does_not_keep_the_port(start_cluster: StartCluster) -> None:
+    """A process that a view forked outlives a killed cluster; the port is free all the same."""
+    cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none")
+    port, child = cluster.port, cluster.get("/fork").json["pid"]
+    try:
+        cluster.signal(signal.SIGKILL)
+        wait_until(lambda: is_refused(port), "the port is free", deadline=15)
+        os.kill(child, 0)  # it is still there
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 def test_the_primary_is_killed_while_a_worker_is_blocked(start_cluster: StartCluster) -> None:
     """Even a worker that stands in C code does not outlive its primary for ever."""
     cluster = start_cluster(
