@@ -155,7 +155,7 @@ def _bind_all(config: Config, undo: ExitStack) -> list[Listener]:
 def _adopt(inherited: Inheritance, config: Config) -> list[Listener]:
     """The listeners of the primary that this one replaces; nothing is bound anew."""
     return [
-        Listener(index, address, socket.socket(fileno=fd), limit=config.backlog)
+        Listener(index, address, socket.socket(fileno=fd), limit=config.backlog, is_lent=True)
         for index, (fd, address) in enumerate(inherited.listeners)
     ]
 

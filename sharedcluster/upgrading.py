@@ -100,6 +100,8 @@ class Predecessor:
             redis_url=self._redis_url,
             lifeline_fd=self._lifeline_fd,
         )
+        for listener in listeners:
+            listener.is_lent = True
         self._pid = self._start(inheritance)
         self._began_at = time.monotonic()
         theirs.close()

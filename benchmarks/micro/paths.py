@@ -21,6 +21,49 @@ REQUEST: Final = (
 )
 
 
+def turn() -> Step:
+    """A client connects, the primary looks and says whose turn it is, and that worker accepts."""
+    import selectors
+
+    from sharedcluster.cluster.board import Board
+    from sharedcluster.cluster.hand_off import HandOff
+    from sharedcluster.cluster.ipc import MessageSocket
+    from sharedcluster.cluster.listener import Listener, bind
+    from sharedcluster.cluster.scheduling import RoundRobin
+    from sharedcluster.cluster.worker_handle import WorkerHandle, WorkerState
+    from sharedcluster.config import BindAddress
+
+    bound = bind(BindAddress("127.0.0.1", 0), backlog=64)
+    address = bound.getsockname()
+    selector = selectors.DefaultSelector()
+    room = HandOff([Listener(0, BindAddress(*address), bound, limit=64)], RoundRobin(), selector, in_turns=True)
+    board, ends = Board(), {}
+    for id in (1, 2):
+        ours, theirs = MessageSocket.pair()
+        handle = WorkerHandle(id, id, 1, 100_000 + id, ours, board.take(), 0.0)
+        handle.state = WorkerState.LISTENING
+        handle.row.waits(0, 0, 0)
+        room.enter(handle)
+        ends[id] = (handle, theirs)
+    room.dispatch()
+
+    def step() -> None:
+        client = socket.create_connection(address)
+        for key, mask in selector.select(1):
+            key.data(mask)
+        room.dispatch()
+        handle, end = next((handle, end) for handle, end in ends.values() if handle.turns)
+        assert end.receive() is not None
+        handle.row.uses_turn()
+        fd = bound._accept()[0]  # type: ignore[attr-defined]
+        handle.row.takes(0)
+        os.close(fd)
+        client.close()
+        room.dispatch()
+
+    return step
+
+
 def hand_off() -> Step:
     """A connection is scheduled, sent to its worker, taken, acknowledged on the board, and let go by the primary."""
     from sharedcluster.cluster.board import Board
@@ -139,6 +182,7 @@ def near_hit() -> Step:
 
 
 PATHS: Final[Mapping[str, Callable[[], Step]]] = {
+    "turn to accept a connection": turn,
     "hand-off of a connection": hand_off,
     "request, kept alive": request,
     "request on a connection of its own": connection,

@@ -6,7 +6,7 @@ how long it has been working without a pause. A heartbeat says such things too, 
 stands still says nothing at all.
 
 Every cell is one aligned word that one process writes and another reads, which needs no lock on the machines Linux
-runs on; a row may be half a turn old, never torn.
+runs on; a row may be half a turn old, never torn. (`asks` is written by both; what is lost of it is asked again.)
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ import time
 from typing import Final
 
 ROWS: Final = 1024
-_CELLS: Final = 8
-_WAITS, _SINCE, _IN_FLIGHT, _CONNECTIONS, _REQUESTS, _ACCEPTED = range(6)
+_CELLS: Final = 16
+_WAITS, _SINCE, _IN_FLIGHT, _CONNECTIONS, _REQUESTS, _ACCEPTED, _GIVEN, _ASKED, _USED = range(9)
+_TAKEN: Final = 10
+"""The first of the cells that count per listener."""
+COUNTED: Final = _CELLS - _TAKEN
+"""How many listeners a row has cells for."""
 STANDS_STILL: Final = 50_000_000
 """Nanoseconds of work without a pause after which a loop counts as standing still for the scheduling. Less than a
 view that blocks takes; more than the kernel lets a worker wait for a CPU on a busy machine (20 ms were not enough:
@@ -82,6 +86,22 @@ class Row:
         """The worker owns the connections up to `seq` from now on: written before the first read of each."""
         self._cells[self._start + _ACCEPTED] = seq
 
+    def uses_turn(self) -> None:
+        """One of the turns it was given is used up: written before the accept (`turns` says why)."""
+        self._cells[self._start + _USED] += 1
+
+    def takes(self, listener: int) -> None:
+        """It has accepted a connection of this listener."""
+        self._cells[self._start + _TAKEN + listener] += 1
+
+    def is_to_tell(self) -> bool:
+        """Whether all turns are used and the primary wants to hear it; asking once is answered once."""
+        cells, start = self._cells, self._start
+        if not cells[start + _ASKED] or cells[start + _USED] < cells[start + _GIVEN]:
+            return False
+        cells[start + _ASKED] = 0
+        return True
+
     def works(self) -> None:
         """The loop has events to handle."""
         self._cells[self._start + _SINCE] = time.monotonic_ns()
@@ -89,9 +109,28 @@ class Row:
 
     # -- read by the primary ---------------------------------------------------------------------------------------
 
+    def ask(self, given: int) -> None:
+        """Have the worker say when the turns that it was given since it was forked are used up."""
+        self._cells[self._start + _GIVEN] = given
+        self._cells[self._start + _ASKED] = 1
+
+    @property
+    def turns_used(self) -> int:
+        """How many turns it has used since it was forked."""
+        return self._cells[self._start + _USED]
+
+    def taken(self, listener: int) -> int:
+        """How many connections of this listener it has accepted itself."""
+        return self._cells[self._start + _TAKEN + listener]
+
+    @property
+    def all_taken(self) -> int:
+        """How many connections it has accepted itself."""
+        return sum(self._cells[self._start + _TAKEN : self._start + _CELLS])
+
     @property
     def accepted(self) -> int:
-        """The number of the last connection that the worker took; true also after its death."""
+        """The number of the last connection that the worker was passed and took; true also after its death."""
         return self._cells[self._start + _ACCEPTED]
 
     @property

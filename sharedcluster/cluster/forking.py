@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NoReturn, TypeVar
@@ -35,8 +35,8 @@ class WorkerContext:
     row: Row
     ticket_key: bytes = field(default=b"", repr=False)
     """What TLS session tickets are made with, the same for every worker of the cluster."""
-    listener_fds: tuple[int, ...] = ()
-    """The listening sockets, if workers accept for themselves (policy `shared`)."""
+    listener_fds: Mapping[int, int] = field(default_factory=dict)
+    """The listening sockets, by index, of which workers accept themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class MoldContext:
     redis_url: str
     board: Board
     ticket_key: bytes = field(default=b"", repr=False)
-    listener_fds: tuple[int, ...] = ()
+    listener_fds: Mapping[int, int] = field(default_factory=dict)
 
 
 WorkerMain = Callable[[WorkerContext], int]

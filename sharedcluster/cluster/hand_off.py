@@ -1,8 +1,10 @@
-"""From the listeners to the workers: accept what there is room for, pick, pass on, take back.
+"""From the listeners to the workers: whose turn it is to accept, or accept, pick, pass on; and take back.
 
 A connection is in exactly one place: the kernel's backlog, a listener's `pending`, or a handle's `unacknowledged`.
-What comes back (its worker died, refused, or drains and gives it away) goes into `pending` again: to the head if it
-has been waiting, to the tail if it is an idle one that has nothing to say yet.
+Where the policy need not know the client (`turns`) it goes from the backlog to the worker that serves it. Passed on as
+descriptors are the others, those of unix sockets, and what comes back: its worker died, refused, or drains and gives
+it away. That goes into `pending` again: to the head if it has been waiting, to the tail if it is an idle one that has
+nothing to say yet.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from sharedcluster.cluster.board import COUNTED
 from sharedcluster.cluster.ipc import ChannelClosed
 from sharedcluster.cluster.listener import Listener
 from sharedcluster.cluster.messages import Connection
 from sharedcluster.cluster.scheduling import Policy
+from sharedcluster.cluster.turns import Turns
 from sharedcluster.cluster.worker_handle import WorkerHandle, WorkerState
 from sharedcluster.log import logger
 
@@ -33,7 +37,8 @@ class HandOff:
     """The listeners, the workers in rotation, and the policy between them.
 
     With `accepts` False the workers take new connections off the listening sockets themselves (policy `shared`); only
-    what comes back, and what is left in the backlog at a stop, goes through here.
+    what comes back, and what is left in the backlog at a stop, goes through here. With `in_turns` they do so when this
+    object says so, where the kernel tells how many wait; the policy is then asked without a client.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class HandOff:
         selector: selectors.BaseSelector,
         *,
         accepts: bool = True,
+        in_turns: bool = False,
     ) -> None:
         self.listeners = tuple(listeners)
         self._accepts = accepts
@@ -52,6 +58,9 @@ class HandOff:
         self._resting: list[tuple[float, WorkerHandle]] = []
         self._watched: set[int] = set()
         self._acceptors = {listener.index: _acceptor(listener) for listener in self.listeners}
+        looked_at = [each for each in self.listeners[:COUNTED] if in_turns and each.can_look()]
+        self._turns = Turns(looked_at, policy, self._in_rotation, selector, self.leave) if looked_at else None
+        self._in_turns = {each.index for each in looked_at}
 
     # -- rotation --------------------------------------------------------------------------------------------------
 
@@ -67,6 +76,8 @@ class HandOff:
         if worker.id in self._in_rotation:
             del self._in_rotation[worker.id]
             self._policy.remove(worker)
+            if self._turns is not None:
+                self._turns.forget(worker)
 
     def rest(self, worker: WorkerHandle, now: float) -> None:
         """It refused a connection (it is out of descriptors): leave it alone for a moment, or the two would spin."""
@@ -84,9 +95,11 @@ class HandOff:
     # -- connections -----------------------------------------------------------------------------------------------
 
     def dispatch(self) -> None:
-        """Hand off what is pending, as far as there are workers with credit."""
+        """Hand off what is pending, and give turns, as far as there are workers with credit."""
         for listener in self.listeners:
             pending = listener.pending
+            if pending and self._turns is not None:
+                self._turns.look()
             skipped: list[Connection] = []
             while pending and len(skipped) < LOOK_AHEAD:
                 worker = self._policy.pick(pending[0].peer)
@@ -107,6 +120,8 @@ class HandOff:
                 pending.extendleft(reversed(skipped))
             else:  # the clients of one busy worker must not stand in front of everybody else's for ever
                 pending.extend(skipped)
+        if self._turns is not None:
+            self._turns.give()
 
     def take_back(self, connections: list[Connection]) -> None:
         """What a dead or refusing worker never acknowledged goes to the head of its queue."""
@@ -133,7 +148,8 @@ class HandOff:
         for listener in self.listeners:
             if listener.paused_until and listener.paused_until <= now:
                 listener.paused_until = 0.0
-            wanted = self._accepts and listener.is_open and not listener.is_full and not listener.paused_until
+            accepts = self._accepts and listener.index not in self._in_turns
+            wanted = accepts and listener.is_open and not listener.is_full and not listener.paused_until
             if wanted and listener.index not in self._watched:
                 self._selector.register(listener.socket, selectors.EVENT_READ, self._acceptors[listener.index])
                 self._watched.add(listener.index)
@@ -148,7 +164,9 @@ class HandOff:
     @property
     def is_waiting(self) -> bool:
         """Whether somebody waits for what no event announces: descriptors, or a loop that turns again."""
-        return bool(self._resting) or any(each.paused_until or each.pending for each in self.listeners)
+        if self._resting or (self._turns is not None and self._turns.are_awaited):
+            return True
+        return any(each.paused_until or each.pending for each in self.listeners)
 
     def refuse_newcomers(self) -> None:
         """First half of closing without loss, see `Listener.refuse_newcomers`."""
@@ -162,18 +180,37 @@ class HandOff:
 
     def stop_accepting(self) -> None:
         """Another primary accepts on the same sockets from now on; what is pending here is still handed off."""
+        self._end_turns()
         for listener in self.listeners:
             self._unwatch(listener)
             listener.close(keep_file=True)
 
+    def _end_turns(self) -> None:
+        if self._turns is not None:
+            self._turns.close()
+            self._turns = None
+
+    def forget(self, worker: WorkerHandle) -> None:
+        """It is dead, and its row of the board goes to another one: keep what it has counted."""
+        for listener in self.listeners:
+            listener.accepted += self._taken(worker, listener)
+
+    @staticmethod
+    def _taken(worker: WorkerHandle, listener: Listener) -> int:
+        return worker.row.taken(listener.index) if listener.index < COUNTED else 0
+
     @property
-    def shared_fds(self) -> tuple[int, ...]:
-        """The listening sockets, for workers that accept themselves."""
-        return () if self._accepts else tuple(listener.socket.fileno() for listener in self.listeners)
+    def worker_fds(self) -> dict[int, int]:
+        """The listening sockets of which workers accept themselves, by the listener's index."""
+        return {each.index: each.socket.fileno() for each in self.listeners if self._is_workers(each)}
+
+    def _is_workers(self, listener: Listener) -> bool:
+        return not self._accepts or listener.index in self._in_turns
 
     def close(self, *, keep_files: bool = False) -> int:
         """Close the listeners; returns how many pending connections were cut by it."""
         cut = 0
+        self._end_turns()
         for listener in self.listeners:
             self._unwatch(listener)
             listener.close(keep_file=keep_files)
@@ -182,8 +219,10 @@ class HandOff:
 
     def close_in_child(self) -> None:
         """In a forked worker: close every descriptor."""
+        if self._turns is not None:
+            self._turns.close_in_child()
         for listener in self.listeners:
-            listener.close_in_child(keep_socket=not self._accepts)
+            listener.close_in_child(keep_socket=self._is_workers(listener))
 
 
 def _acceptor(listener: Listener) -> Callable[[int], None]:

@@ -15,6 +15,7 @@ from sharedcluster.cluster.messages import (
     Accepted,
     Connection,
     Draining,
+    Exhausted,
     GivenBack,
     Heartbeat,
     Listening,
@@ -26,7 +27,7 @@ from sharedcluster.cluster.messages import (
 from sharedcluster.cluster.worker_handle import WorkerHandle, WorkerState
 from sharedcluster.log import logger
 
-ROUTINE: Final = frozenset((Accepted, Returned, GivenBack, Heartbeat))
+ROUTINE: Final = frozenset((Accepted, Returned, Exhausted, GivenBack, Heartbeat))
 """Messages that come with the traffic: after them nothing has to be decided."""
 
 
@@ -63,6 +64,11 @@ def _on_accepted(_crew: Crew, worker: WorkerHandle, message: Accepted, _fd: int 
 def _on_returned(crew: Crew, worker: WorkerHandle, message: Returned, _fd: int | None) -> None:
     crew.counters["redispatched"] += 1
     crew.hand_off.take_back([worker.returned(message.seq)])
+    crew.hand_off.rest(worker, time.monotonic())
+
+
+def _on_exhausted(crew: Crew, worker: WorkerHandle, _message: Exhausted, _fd: int | None) -> None:
+    crew.counters["redispatched"] += 1
     crew.hand_off.rest(worker, time.monotonic())
 
 
@@ -137,6 +143,7 @@ def _on_draining(crew: Crew, worker: WorkerHandle, message: Draining, _fd: int |
 _HANDLERS: Final[dict[type[Message], Callable[[Crew, WorkerHandle, Any, int | None], None]]] = {
     Accepted: _on_accepted,
     Returned: _on_returned,
+    Exhausted: _on_exhausted,
     GivenBack: _on_given_back,
     Online: _on_online,
     Listening: _on_listening,

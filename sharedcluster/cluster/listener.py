@@ -1,4 +1,7 @@
-"""One listening socket and its pending queue.
+"""One listening socket, what waits in the kernel behind it, and its pending queue.
+
+Where workers accept in turns (`turns`) the primary only looks how many wait (`look`); elsewhere, and before the socket
+is closed, it accepts them itself into the pending queue.
 
 Laws:
 
@@ -9,8 +12,8 @@ Laws:
 3. Out of descriptors (EMFILE, ENFILE) means: stop accepting for a moment. It neither crashes nor spins. Accepting
    stops a little earlier than that, so that connections that come back from workers, operators and new workers still
    find descriptors: a connection given back would else be lost with its descriptor.
-4. `finish` takes everything the kernel has already promised to clients before the socket is closed, because closing
-   a socket with a non-empty backlog resets those connections.
+4. Everything the kernel has already promised to clients is accepted before the socket is closed, because closing a
+   socket with a non-empty backlog resets those connections.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import resource
 import socket
 import stat
 import struct
+import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,21 +40,30 @@ ACCEPT_BATCH: Final = 64
 PAUSE_AFTER_EMFILE: Final = 0.25
 RESERVE: Final = 64
 """Descriptors that accepting leaves free (a quarter of them all, where there are few)."""
+_TCP_INFO: Final = 28
+"""Bytes of `struct tcp_info` (linux/tcp.h) up to and with `tcpi_unacked`: of a listening socket it is the number of
+connections that wait to be accepted, and the field after it how many may."""
 _TRANSIENT: Final = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH})
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Listener:
-    """A bound socket in the primary."""
+    """A bound socket in the primary. With `is_lent` another program (systemd, a primary before or after this one) has
+    it open too, and it is not ours to end.
+    """
 
-    def __init__(self, index: int, address: BindAddress, bound: socket.socket, *, limit: int) -> None:
+    def __init__(
+        self, index: int, address: BindAddress, bound: socket.socket, *, limit: int, is_lent: bool = False
+    ) -> None:
         bound.setblocking(False)
         self.index = index
         self.socket = bound
         self.address = address
         self.pending: deque[Connection] = deque()
         self.limit = limit
+        self.is_lent = is_lent or address.fd is not None
         self.accepted = 0
+        self.waiting = 0
         self.paused_until = 0.0
         self._batch = 1
         self._ceiling = 0
@@ -62,6 +75,22 @@ class Listener:
     def is_full(self) -> bool:
         """Whether the pending queue is at its bound."""
         return len(self.pending) >= self.limit
+
+    def can_look(self) -> bool:
+        """Whether the kernel tells how many wait in its backlog: TCP only, and not where a sandbox is the kernel."""
+        if self.socket.family not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        try:
+            facts = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO + 4)
+        except OSError:
+            return False
+        return len(facts) == _TCP_INFO + 4 and struct.unpack_from("I", facts, _TCP_INFO)[0] > 0
+
+    def look(self) -> int:
+        """Note, and return, how many connections wait in the kernel to be accepted."""
+        facts = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO)
+        self.waiting = int.from_bytes(facts[_TCP_INFO - 4 :], sys.byteorder)
+        return self.waiting
 
     def accept(self, now: float) -> int:
         """Take what the kernel has, up to the batch and the bound, into `pending`; returns how many.
@@ -125,10 +154,18 @@ class Listener:
             os.close(connection.fd)
 
     def close(self, *, keep_file: bool = False) -> None:
-        """Close the socket, and remove its file if it is still ours and nobody else serves on it."""
+        """Close the socket, and remove its file if it is still ours and nobody else serves on it.
+
+        One that is ours alone stops listening at once, also if a worker that stands still has it open yet: its clients
+        are refused instead of waiting for nobody, and its port is free for whoever comes next.
+        """
         if not self._is_open:
             return
         self._is_open = False
+        self.waiting = 0
+        if not keep_file and not self.is_lent:
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
         if not keep_file:
             self._remove_file()

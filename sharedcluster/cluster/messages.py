@@ -3,12 +3,14 @@
 Laws:
 
 1. One message is one datagram of a SEQPACKET socket; at most one file descriptor goes with it (`ipc` carries it).
-2. A message is a frozen dataclass. What is sent once per connection (`NewConnection`, `Accepted`, `Returned`) is
-   packed by `struct`, because it is the price of every connection; everything else is JSON, because it is readable.
-3. A connection has one owner: the kernel's backlog, then a listener's pending queue, then the un-acknowledged set of
-   one worker handle, then one worker. The moment of passing on is when the worker writes the connection's number on
-   its row of the board, before its first read. `Accepted` tells the primary to look there; until it has looked, it
-   keeps its copy of the descriptor.
+2. A message is a frozen dataclass. What is sent once per connection (`TakeTurns`, `NewConnection`, `Accepted`,
+   `Returned`) is packed by `struct`, because it is the price of every connection; everything else is JSON, because it
+   is readable.
+3. A connection has one owner. One that a worker accepts in its turn (`turns`) has two in its life: the kernel's
+   backlog, then the worker. One that is passed on has four: the backlog, a listener's pending queue, the
+   un-acknowledged set of one worker handle, one worker. The moment of passing on is when the worker writes the
+   connection's number on its row of the board, before its first read. `Accepted` tells the primary to look there;
+   until it has looked, it keeps its copy of the descriptor.
 """
 
 from __future__ import annotations
@@ -40,6 +42,14 @@ class Connection:
 
 
 # -- primary to worker ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TakeTurns:
+    """It is the worker's turn: accept so many connections of a listener, if they are still there."""
+
+    listener: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +104,8 @@ class ForkWorker:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The worker owns every connection up to `seq`. Sent once for all that a turn of its loop took (half the cost of
-    a hand-off is waking the primary); what counts when the worker dies is the board.
+    """Look at the board: the worker owns every connection it was passed up to `seq`, or has used the turns it was
+    asked about. Sent once for all that a turn of its loop took (half the cost of a hand-off is waking the primary).
     """
 
     seq: int
@@ -106,6 +116,11 @@ class Returned:
     """The worker did not take connection `seq` (its descriptor did not arrive, or it is leaving)."""
 
     seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exhausted:
+    """The worker has no descriptor for a connection that it should accept; its turns are void."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,12 +255,14 @@ class Unlisten:
 
 
 Message = (
-    NewConnection
+    TakeTurns
+    | NewConnection
     | Drain
     | Stop
     | ReopenLogs
     | Accepted
     | Returned
+    | Exhausted
     | GivenBack
     | Online
     | Listening
@@ -266,12 +283,13 @@ Message = (
 
 _NEW: Final = struct.Struct("!BIHHB")  # tag, seq, listener, port, length of the host; then host, then proxied
 _SEQ: Final = struct.Struct("!BI")  # tag, seq
-_TAG_NEW, _TAG_ACCEPTED, _TAG_RETURNED, _TAG_JSON = range(1, 5)
+_TURNS: Final = struct.Struct("!BHH")  # tag, listener, count
+_TAG_NEW, _TAG_ACCEPTED, _TAG_RETURNED, _TAG_JSON, _TAG_TURNS = range(1, 6)
 
 _BY_NAME: Final[dict[str, type]] = {
     kind.__name__: kind
     for kind in (
-        Drain, Stop, ReopenLogs, Rebalance, GivenBack, Online, Listening, LoadFailed, Heartbeat, Draining,
+        Drain, Stop, ReopenLogs, Rebalance, Exhausted, GivenBack, Online, Listening, LoadFailed, Heartbeat, Draining,
         ForkWorker, MoldReady, Forked, Listen, Bound, NotBound, Unlisten,
     )
 }  # fmt: skip
@@ -279,6 +297,8 @@ _BY_NAME: Final[dict[str, type]] = {
 
 def encode(message: Message) -> bytes:
     """Write a message as the bytes of one datagram."""
+    if isinstance(message, TakeTurns):
+        return _TURNS.pack(_TAG_TURNS, message.listener, message.count)
     if isinstance(message, NewConnection):
         host, port = message.peer or ("", 0)
         name = host.encode()
@@ -299,6 +319,9 @@ def decode(data: bytes) -> Message:
     """
     try:
         tag = data[0]
+        if tag == _TAG_TURNS:
+            _, listener, count = _TURNS.unpack(data)
+            return TakeTurns(listener, count)
         if tag == _TAG_NEW:
             _, seq, listener, port, length = _NEW.unpack_from(data)
             end = _NEW.size + length

@@ -5,6 +5,7 @@ Laws:
 1. Standard library only. It never imports gevent, redis, flask, httptools or the application, and never starts a
    thread, so a fork is always clean and a reload always loads new code.
 2. It never reads a byte of a request. A connection is passed on as a descriptor; its owner is always visible:
+   kernel backlog -> the worker whose turn it is, or
    kernel backlog -> `Listener.pending` -> `WorkerHandle.unacknowledged` -> the worker.
 3. Everything happens in the loop, between two calls of `select`: signals come through a pipe, children through
    SIGCHLD, operators through the control socket. After each turn `supervision` says what has to be done.
@@ -30,6 +31,7 @@ from sharedcluster.cluster.listener import Listener
 from sharedcluster.cluster.molds import Direct, Molds
 from sharedcluster.cluster.notify import Notifier
 from sharedcluster.cluster.own_policy import make_policy
+from sharedcluster.cluster.scheduling import BLIND
 from sharedcluster.cluster.signals import INTENTS, SignalPipe
 from sharedcluster.cluster.status import ClusterFacts, describe
 from sharedcluster.cluster.workforce import Workforce
@@ -101,7 +103,11 @@ class Primary:
         self._handed_over = False
         self._cut = 0
         self.hand_off = HandOff(
-            listeners, make_policy(config.policy), self._selector, accepts=config.policy != "shared"
+            listeners,
+            make_policy(config.policy),
+            self._selector,
+            accepts=config.policy != "shared",
+            in_turns=config.policy in BLIND,
         )
         self.workforce = Workforce(config, self.hand_off, self._selector, self.events, self._worker_context)
         self.workforce.nursery = self._make_nursery(worker_main, mold_main)
@@ -200,7 +206,7 @@ class Primary:
             redis_url=self._redis_url,
             row=row,
             ticket_key=self._ticket_key,
-            listener_fds=self.hand_off.shared_fds,
+            listener_fds=self.hand_off.worker_fds,
         )
 
     def _mold_context(self, generation: int, channel: MessageSocket) -> MoldContext:
@@ -212,7 +218,7 @@ class Primary:
             redis_url=self._redis_url,
             board=self.workforce.board,
             ticket_key=self._ticket_key,
-            listener_fds=self.hand_off.shared_fds,
+            listener_fds=self.hand_off.worker_fds,
         )
 
     def _close_in_child(self) -> None:

@@ -17,7 +17,11 @@ from sharedcluster.cluster.worker_handle import WorkerHandle
 
 
 class Policy(Protocol):
-    """Three methods; a policy of your own (`--policy MODULE:CLASS`, see `own_policy`) needs no more."""
+    """Three methods; a policy of your own (`--policy MODULE:CLASS`, see `own_policy`) needs no more.
+
+    Policies that ask for the client's address have their connections accepted by the primary, which then passes them
+    on; with the others (`BLIND`) it is the worker's turn to accept (`turns`).
+    """
 
     def add(self, worker: WorkerHandle) -> None:
         """The worker is listening and takes connections from now on."""
@@ -50,15 +54,15 @@ class RoundRobin:
             if worker.is_free(now):  # the usual case: the first of the ring
                 self._to_the_end(worker)
                 return worker
-        return self._least(now, lambda worker: len(worker.unacknowledged))
+        return self._least(now, lambda worker: worker.owes)
 
     def _least(self, now: int, load: Callable[[WorkerHandle], Any]) -> WorkerHandle | None:
-        """The one with the least load, in turn, of those whose loops turn; only if none turns, of all.
+        """The one with the least load, in turn, of those that answer; only if none does, of all.
 
-        If all whose loops turn are at their credit, nobody: their acknowledgements are a moment away.
+        If all that answer are at their credit, nobody: their acknowledgements are a moment away.
         """
-        turning = [w for w in self._ring if not w.row.stands_still(now)] or self._ring
-        best = min((w for w in turning if w.has_credit), key=load, default=None)
+        answering = [w for w in self._ring if w.answers(now)] or self._ring
+        best = min((w for w in answering if w.has_credit), key=load, default=None)
         if best is not None:
             self._to_the_end(best)
         return best
@@ -83,7 +87,7 @@ class LeastConnections(RoundRobin):
 
 
 def _work(worker: WorkerHandle) -> tuple[int, int]:
-    waiting = len(worker.unacknowledged)
+    waiting = worker.owes
     return worker.row.in_flight + waiting, worker.row.connections + waiting
 
 
@@ -124,6 +128,8 @@ class Sticky:
         return worker if worker.has_credit else None
 
 
+BLIND: Final = frozenset(("round-robin", "least-connections"))
+"""The policies that pick without looking at the client."""
 POLICIES: Final[dict[str, type[RoundRobin] | type[Sticky]]] = {
     "round-robin": RoundRobin,
     "least-connections": LeastConnections,

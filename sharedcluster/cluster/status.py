@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sharedcluster.cluster.board import COUNTED
 from sharedcluster.cluster.listener import Listener
 from sharedcluster.cluster.worker_handle import WorkerHandle, WorkerState
 
@@ -42,13 +43,21 @@ def describe(
         "generation": facts.generation,
         "policy": facts.policy,
         "started_at": round(facts.started_at, 3),
-        "listeners": [
-            {"address": str(each.address), "pending": len(each.pending), "accepted": each.accepted}
-            for each in listeners
-        ],
+        "listeners": [listener_facts(each, workers) for each in listeners],
         "redis": redis_facts(facts.redis_url, workers),
         "workers": [worker_facts(each, now) for each in sorted(workers, key=lambda w: (w.slot, w.id))],
         "counters": counters,
+    }
+
+
+def listener_facts(listener: Listener, workers: Sequence[WorkerHandle]) -> dict[str, Any]:
+    """What has come in by a socket, and how much of it is nobody's turn yet or has not been passed on."""
+    turns = sum(worker.turns.count(listener.index) for worker in workers)
+    taken = sum(worker.row.taken(listener.index) for worker in workers) if listener.index < COUNTED else 0
+    return {
+        "address": str(listener.address),
+        "pending": len(listener.pending) + max(0, listener.waiting - turns),
+        "accepted": listener.accepted + taken + listener.waiting,
     }
 
 

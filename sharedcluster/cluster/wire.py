@@ -13,10 +13,12 @@ Laws:
 from __future__ import annotations
 
 import _socket
+import os
 import posix  # its close is not gevent's, which waits for a turn of the loop
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,7 +27,7 @@ import gevent
 from sharedcluster.cluster.board import Row
 from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
 from sharedcluster.cluster.listener import EXHAUSTED, PAUSE_AFTER_EMFILE
-from sharedcluster.cluster.messages import Accepted, GivenBack, Message, NewConnection, Peer, Returned
+from sharedcluster.cluster.messages import Accepted, Exhausted, GivenBack, Message, NewConnection, Peer, Returned
 from sharedcluster.http.settings import Proxied, ReleasedConnection
 from sharedcluster.log import logger
 
@@ -63,7 +65,7 @@ class Wire:
         when_closed: Callable[[], None],
     ) -> None:
         self._channel = channel
-        self._row = row
+        self.row = row
         self._handlers = handlers
         self._when_closed = when_closed
         loop = gevent.get_hub().loop
@@ -81,7 +83,7 @@ class Wire:
 
     def accept(self, message: NewConnection) -> None:
         """The connection is this worker's from now on; called before its first byte is read (law 1)."""
-        self._row.accepts(message.seq)
+        self.row.accepts(message.seq)
         self._accepted = message.seq
 
     def refuse(self, message: NewConnection, fd: int | None) -> None:
@@ -90,6 +92,11 @@ class Wire:
         self.say(Returned(message.seq))
         if fd is not None:
             posix.close(fd)
+
+    def tell_used(self) -> None:
+        """Have the primary look at the board: the turns it asked about are used up."""
+        self._told = self._accepted
+        self.say(Accepted(self._accepted))
 
     def tell_accepted(self) -> None:
         """Say how far this worker has come; called when its loop is about to wait."""
@@ -117,7 +124,8 @@ class Wire:
 
     def _on_readable(self) -> None:
         try:
-            while (received := self._channel.receive()) is not None:
+            # One message a call: the loop calls again while there is more, which costs less than to find nothing.
+            if (received := self._channel.receive()) is not None:
                 message, fd = received
                 self._handlers[type(message)](message, fd)
         except ChannelClosed:
@@ -145,6 +153,90 @@ class Wire:
         self._writable.stop()
 
 
+def own_listening(fd: int) -> _socket.socket:
+    """The worker's hold on a listening socket; a process that the application forks (multiprocessing) has none, or it
+    would keep the port when the worker and the cluster are gone.
+    """
+    listening = _socket.socket(fileno=fd)  # not gevent's class: it must not wait
+    os.register_at_fork(after_in_child=listening.close)
+    return listening
+
+
+TURNS_AT_ONCE: Final = 4
+"""Connections accepted in a turn of the loop, so that those which are open get theirs."""
+
+
+class TurnAcceptor:
+    """A listening socket that this worker accepts from when it is its turn; the primary has looked who waits there.
+
+    Args:
+        fd: The socket; it is this object's.
+        index: The listener's.
+        wire: Where the turns come from; it is told when they are used up, if the primary wants to hear it.
+        serve: Called in the hub with each connection and its peer.
+    """
+
+    def __init__(self, fd: int, index: int, wire: Wire, serve: Callable[[int, Peer], None]) -> None:
+        os.set_blocking(fd, False)
+        self._listening = own_listening(fd)
+        self._index = index
+        self._wire = wire
+        self._serve = serve
+        self._loop = gevent.get_hub().loop
+        self._turns = 0
+        self._is_open = True
+
+    def close(self) -> None:
+        """Take no more, and close the socket: it would collect clients until the last of us is gone."""
+        if self._is_open:
+            self._is_open = False
+            self._listening.close()
+
+    def take(self, count: int) -> None:
+        """Accept so many, one after another: each is served until it waits before the next one is taken."""
+        was_at_it = self._turns > 0
+        self._turns += count
+        if not was_at_it:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        row = self._wire.row
+        for _ in range(TURNS_AT_ONCE):
+            if not self._turns or not self._is_open:
+                return
+            self._turns -= 1
+            row.uses_turn()  # before the accept (law 2 of `turns`)
+            if not self._turns and row.is_to_tell():  # now, so that the next are here when this one is served
+                self._wire.tell_used()
+            try:
+                self._accept()
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    self._give_up()
+        if self._turns:
+            self._loop.run_callback(self._go_on)
+
+    def take_rest(self) -> None:
+        """In the hub: accept everybody who waits, for there is no primary any more that could give turns."""
+        with suppress(OSError):
+            while self._is_open:
+                with suppress(ConnectionAbortedError):
+                    self._accept()
+
+    def _accept(self) -> None:
+        """Raises OSError if nobody is there (another worker was faster), or if it cannot."""
+        fd, address = self._listening._accept()  # type: ignore[attr-defined]
+        self._wire.row.takes(self._index)
+        self._serve(fd, (address[0], address[1]) if isinstance(address, tuple) and address else None)
+
+    def _give_up(self) -> None:
+        """No descriptor is left: whoever waits there is others' turn."""
+        for _ in range(self._turns):
+            self._wire.row.uses_turn()
+        self._turns = 0
+        self._wire.say(Exhausted())
+
+
 class SharedAcceptor:
     """A listening socket that all workers accept from (policy `shared`): one connection a turn, whoever has time.
 
@@ -155,7 +247,7 @@ class SharedAcceptor:
     """
 
     def __init__(self, fd: int, serve: Callable[[int, Peer], None], wanted: Callable[[], bool] = lambda: True) -> None:
-        self._listening = _socket.socket(fileno=fd)  # not gevent's class: it must not wait
+        self._listening = own_listening(fd)
         self._serve = serve
         self._wanted = wanted
         self._loop = gevent.get_hub().loop

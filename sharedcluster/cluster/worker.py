@@ -51,10 +51,11 @@ from sharedcluster.cluster.messages import (
     Rebalance,
     ReopenLogs,
     Stop,
+    TakeTurns,
     WorkerStats,
     cut_to_fit,
 )
-from sharedcluster.cluster.wire import LAST_WORDS, SharedAcceptor, Wire, WorkerFacts, proxied_from
+from sharedcluster.cluster.wire import LAST_WORDS, SharedAcceptor, TurnAcceptor, Wire, WorkerFacts, proxied_from
 from sharedcluster.config import Config
 from sharedcluster.errors import UserError
 from sharedcluster.hooks import HookCluster, Hooks, HookWorker
@@ -101,6 +102,7 @@ class Worker:
             context.channel,
             context.row,
             {
+                TakeTurns: self._on_turns,
                 NewConnection: self._on_connection,
                 Drain: self._on_drain,
                 Stop: self._on_stop,
@@ -114,7 +116,7 @@ class Worker:
         self._heartbeat = loop.timer(HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL)
         self._before_wait = loop.prepare()
         self._after_wait = loop.check()
-        self._acceptors: list[SharedAcceptor] = []
+        self._acceptors: dict[int, SharedAcceptor | TurnAcceptor] = {}
         self._hooks = Hooks(None)
         self._server: Server | None = None
         self._leave = Event()
@@ -147,7 +149,7 @@ class Worker:
         self._first_turn.start(self._come_up, loaded.secret)
         self._before_wait.start(self._note_wait, self._server, self.context.row)
         self._after_wait.start(self.context.row.works)
-        self._accept_shared(self._server)
+        self._accept(self._server)
         self._leave.wait()
         return self._finish(self._server)
 
@@ -183,17 +185,20 @@ class Worker:
         row.waits(server.in_flight, server.connections, server.requests)
         self._wire.tell_accepted()
 
-    def _accept_shared(self, server: Server) -> None:
-        """With policy `shared` this worker takes connections off the listening sockets, as the others do."""
-        for index, fd in enumerate(self.context.listener_fds):
+    def _accept(self, server: Server) -> None:
+        """Take connections off the listening sockets: in this worker's turn, or with policy `shared` at any time."""
+        for index, fd in self.context.listener_fds.items():
             serve = partial(_serve_accepted, server, index)
-            self._acceptors.append(SharedAcceptor(fd, serve))
+            if self.config.policy == "shared":
+                self._acceptors[index] = SharedAcceptor(fd, serve)
+            else:
+                self._acceptors[index] = TurnAcceptor(fd, index, self._wire, serve)
 
     def _finish(self, server: Server) -> int:
         """Drain: what is in flight is answered, up to the deadline."""
         start = time.monotonic()
         timeout = self.config.graceful_timeout if self._drain_timeout is None else self._drain_timeout
-        for acceptor in self._acceptors:
+        for acceptor in self._acceptors.values():
             acceptor.close()
         if not self._cut:
             for shared in live_states():
@@ -218,6 +223,11 @@ class Worker:
         return 0
 
     # -- the wire --------------------------------------------------------------------------------------------------
+
+    def _on_turns(self, message: TakeTurns, _fd: int | None) -> None:
+        acceptor = self._acceptors.get(message.listener)
+        if isinstance(acceptor, TurnAcceptor):
+            acceptor.take(message.count)
 
     def _on_connection(self, message: NewConnection, fd: int | None) -> None:
         if fd is None or self._server is None:  # out of descriptors: it stayed with the primary
@@ -266,6 +276,9 @@ class Worker:
         self._gives_back = False
         if self._server is None:
             os._exit(0)
+        for acceptor in self._acceptors.values():
+            if isinstance(acceptor, TurnAcceptor):
+                acceptor.take_rest()
         self._leave.set()
 
     def _come_up(self, secret: str) -> None:

@@ -1,8 +1,9 @@
 """A worker as the primary sees it: its state, what was handed to it, and how it is asked to leave.
 
-None of the worker's own logic is here (that is `worker`). The handle owns the connections that the worker has not
-acknowledged: as long as `Accepted` has not come, the primary's copy of the descriptor is open and nobody has read a
-byte, so the connection can go to another worker if this one dies, refuses or runs out of descriptors.
+None of the worker's own logic is here (that is `worker`). The handle owns the connections that the worker was passed
+and has not acknowledged: as long as `Accepted` has not come, the primary's copy of the descriptor is open and nobody
+has read a byte, so the connection can go to another worker if this one dies, refuses or runs out of descriptors. It
+also knows which turns to accept the worker was given and has not used; those hold nothing.
 
     forked -> online -> listening -> draining -> dead
 """
@@ -11,11 +12,12 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from sharedcluster.cluster.board import Row
+from sharedcluster.cluster.board import STANDS_STILL, Row
 from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
 from sharedcluster.cluster.messages import Connection, Message, NewConnection, WorkerStats
 from sharedcluster.errors import Bug
@@ -23,6 +25,11 @@ from sharedcluster.errors import Bug
 CREDIT: Final = 4
 """Un-acknowledged connections a worker may hold. A worker that stands still keeps no more than these waiting; one
 that works always finds the next ones in its socket. (1 is Node's figure; more saves waking the primary for each.)"""
+
+
+TURNS: Final = 16
+"""Unused turns a worker may have. They hold nothing, so more would do no harm, but who has some is given no others
+when a neighbour is free; fewer would wake the primary more often."""
 
 
 class WorkerState(StrEnum):
@@ -97,9 +104,13 @@ class WorkerHandle:
         self.exit_status: int | None = None
         # Connections
         self.unacknowledged: dict[int, Connection] = {}
-        self.handed_off = 0
+        self.turns: deque[int] = deque()
         self.given_back = 0
+        self._passed = 0
         self._seq = 0
+        self._turns_used = 0
+        self._is_sated = False
+        self._progress_at = 0
 
     def __repr__(self) -> str:
         return f"<worker {self.id} slot={self.slot} gen={self.generation} pid={self.pid} {self.state}>"
@@ -107,13 +118,68 @@ class WorkerHandle:
     # -- connections -----------------------------------------------------------------------------------------------
 
     @property
+    def owes(self) -> int:
+        """How many connections it was handed, or told to accept, and has not taken as far as is known."""
+        return len(self.unacknowledged) + len(self.turns)
+
+    @property
     def has_credit(self) -> bool:
-        """Whether one more connection may be handed to it."""
-        return self.state is WorkerState.LISTENING and len(self.unacknowledged) < CREDIT
+        """Whether one more connection may be handed to it, or is its turn."""
+        return self.state is WorkerState.LISTENING and len(self.unacknowledged) < CREDIT and not self._is_sated
 
     def is_free(self, now: int) -> bool:
         """Whether it owes nothing and its loop is not standing still (`now` is `time.monotonic_ns()`)."""
-        return not self.unacknowledged and self.state is WorkerState.LISTENING and not self.row.stands_still(now)
+        return (
+            not self.unacknowledged
+            and not self.turns
+            and self.state is WorkerState.LISTENING
+            and not self.row.stands_still(now)
+        )
+
+    def answers(self, now: int) -> bool:
+        """Whether its loop turns and it takes the turns it is given; false of one that is stopped by a signal, too."""
+        if self.row.stands_still(now):
+            return False
+        return not self.turns or now - self._progress_at <= STANDS_STILL
+
+    @property
+    def handed_off(self) -> int:
+        """Connections it was passed, has accepted itself, or is to accept."""
+        return self._passed + self.row.all_taken + len(self.turns)
+
+    def give_turn(self, listener: int, now: int) -> None:
+        """It is to accept one more connection of this listener; the caller says so to it (`TakeTurns`)."""
+        if not self.turns:
+            self._progress_at = now
+        self.turns.append(listener)
+        self._is_sated = len(self.turns) >= TURNS
+
+    def revoke_turns(self, count: int) -> None:
+        """It could not be told of the last ones."""
+        for _ in range(count):
+            self.turns.pop()
+        self._is_sated = False
+
+    def look_at_turns(self, now: int) -> None:
+        """Note which turns the board says are used; they are used in the order in which they were given."""
+        used = self.row.turns_used
+        if used > self._turns_used:
+            self._progress_at = now
+            for _ in range(used - self._turns_used):
+                self.turns.popleft()
+            self._turns_used = used
+            if len(self.turns) <= TURNS // 2:  # else each turn it uses would be followed by a message of its own
+                self._is_sated = False
+
+    def ask_about_turns(self) -> None:
+        """Have it say when it has used them all."""
+        self.row.ask(self._turns_used + len(self.turns))
+
+    def void_turns(self) -> None:
+        """Nobody waits for it any more; should it use them yet, they are not counted again."""
+        self._turns_used += len(self.turns)
+        self.turns.clear()
+        self._is_sated = False
 
     def hand_off(self, connection: Connection) -> bool:
         """Send a connection to the worker and keep it as un-acknowledged.
@@ -130,7 +196,7 @@ class WorkerHandle:
             return False
         self._seq = seq
         self.unacknowledged[seq] = connection
-        self.handed_off += 1
+        self._passed += 1
         return True
 
     def acknowledged(self, seq: int) -> None:

@@ -24,7 +24,7 @@ from sharedcluster.cluster.forking import WorkerContext
 from sharedcluster.cluster.hand_off import HandOff
 from sharedcluster.cluster.hearing import ROUTINE, hear
 from sharedcluster.cluster.ipc import ChannelClosed, MessageSocket
-from sharedcluster.cluster.messages import Drain, Message, Rebalance, ReopenLogs
+from sharedcluster.cluster.messages import Accepted, Drain, Message, Rebalance, ReopenLogs
 from sharedcluster.cluster.molds import Nursery
 from sharedcluster.cluster.reloading import Reloads
 from sharedcluster.cluster.slots import Slots
@@ -327,6 +327,8 @@ class Workforce:
             if type(message) not in ROUTINE:
                 self.has_changed = True
             hear(self, worker, message, fd)
+            if type(message) is Accepted and most == MESSAGES_PER_TURN:
+                return  # nearly always the last: to look for more costs more than to be called again
 
     def _hold_back(self, worker: WorkerHandle) -> None:
         """It gives back faster than others take: what it sends waits in its channel, where it costs no descriptor."""
@@ -381,6 +383,7 @@ class Workforce:
         worker.channel.close()
         worker.state = WorkerState.DEAD
         del self.workers[worker.id]
+        self.hand_off.forget(worker)
         self.board.give_back(worker.row)
         orphans = worker.take_back()
         self.counters["redispatched"] += len(orphans)

@@ -34,6 +34,18 @@ def block(seconds: float) -> str:
     return "blocked"
 
 
+@app.get("/fork")
+def fork() -> dict[str, int]:
+    """A view that leaves a process behind, as multiprocessing does."""
+    pid = os.fork()
+    if pid == 0:
+        os.close(1)
+        os.close(2)
+        sleep_in_c(60)
+        os._exit(0)
+    return {"pid": pid}
+
+
 @app.get("/exit/<int:code>")
 def leave(code: int) -> str:
     """A view that ends its process."""

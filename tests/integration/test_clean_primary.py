@@ -7,8 +7,8 @@ import os
 import time
 from pathlib import Path
 
-from sharedcluster.cluster.worker_handle import CREDIT
-from tests.cluster_process import ROOT
+from sharedcluster.cluster.worker_handle import CREDIT, TURNS
+from tests.cluster_process import ROOT, request
 from tests.conftest import StartCluster
 
 SPY = """
@@ -54,6 +54,37 @@ def test_it_costs_about_nothing_when_idle(start_cluster: StartCluster) -> None:
     assert (used() - before) / (time.monotonic() - start) < 0.02
 
 
+BY_HAND = ("--policy", "tests.apps.passing:ByHand")
+
+
+def test_a_crowd_waits_in_the_kernel_and_then_here(start_cluster: StartCluster) -> None:
+    """All workers blocked, more clients than the backlog holds: the primary takes some into its queue, within its
+    bound, and when the worker is killed all are served by its replacement.
+    """
+    import signal
+    import socket
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tests.waiting import wait_until
+
+    cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none", "--backlog", "20")
+    port = cluster.port
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(cluster.get, "/block/60.0", timeout=90)
+        wait_until(lambda: cluster.workers()[0]["handed_off"] == 1, "the worker is blocked")
+        clients = []
+        for number in range(1, 36):
+            clients.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+            clients[-1].sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            if number > 20:  # the kernel's bound; a handshake that finds it full is tried again a second later
+                wait_until(lambda: cluster.status()["listeners"][0]["accepted"] > number, "it has been seen")  # noqa: B023
+        assert 35 - TURNS <= cluster.status()["listeners"][0]["pending"] <= 35
+        os.kill(cluster.workers()[0]["pid"], signal.SIGKILL)
+        for each in clients:
+            with each:
+                assert each.recv(65536).startswith(b"HTTP/1.1 200")
+
+
 def test_a_full_queue_leaves_clients_in_the_kernels_backlog(start_cluster: StartCluster) -> None:
     """All workers blocked and many clients: the primary takes its bound and no more, and serves all of them after."""
     import socket
@@ -61,7 +92,7 @@ def test_a_full_queue_leaves_clients_in_the_kernels_backlog(start_cluster: Start
 
     from tests.waiting import wait_until
 
-    cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none", "--backlog", "20")
+    cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none", "--backlog", "20", *BY_HAND)
     port = cluster.port
     with ThreadPoolExecutor(1) as pool:
         pool.submit(cluster.get, "/block/3.0", timeout=30)
@@ -77,13 +108,24 @@ def test_a_full_queue_leaves_clients_in_the_kernels_backlog(start_cluster: Start
 
 
 def test_the_primary_survives_its_limit_of_descriptors(start_cluster: StartCluster) -> None:
-    """EMFILE on accept: no crash, no spinning; when descriptors are free again the waiting clients are served."""
+    """Passing, EMFILE on accept: no crash, no spinning; when descriptors are free again who waits is served.
+
+    In turns the primary needs none, and serves them at once.
+    """
     import resource
     import socket
 
     from tests.waiting import wait_until
 
-    cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none")
+    in_turns = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none")
+    assert in_turns.process is not None
+    port = in_turns.port
+    limits = resource.prlimit(in_turns.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(in_turns.process.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    assert [request(port, "GET", "/").status for _ in range(3)] == [200] * 3
+    resource.prlimit(in_turns.process.pid, resource.RLIMIT_NOFILE, limits)
+
+    cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none", *BY_HAND)
     assert cluster.process is not None
     pid, port = cluster.process.pid, cluster.port
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)

@@ -159,6 +159,35 @@ def test_the_primary_is_killed(start_cluster: StartCluster) -> None:
     wait_until(lambda: not cluster.left_over(), "no orphan remains", deadline=15)
 
 
+def test_the_primary_is_killed_with_clients_in_the_backlog(start_cluster: StartCluster) -> None:
+    """Clients connect while the primary is stopped, so that it is nobody's turn; kill -9: the workers answer them."""
+    cluster = start_cluster("tests.apps.plain:app", "-w", "2", "--redis", "none")
+    port = cluster.port
+    cluster.note_processes()
+    cluster.signal(signal.SIGSTOP)
+    clients = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(30)]
+    for each in clients:
+        each.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    cluster.signal(signal.SIGKILL)
+    for each in clients:
+        with each:
+            assert each.recv(65536).startswith(b"HTTP/1.1 200")
+    wait_until(lambda: not cluster.left_over(), "no orphan remains", deadline=15)
+    assert is_refused(port)
+
+
+def test_what_the_application_forked_does_not_keep_the_port(start_cluster: StartCluster) -> None:
+    """A process that a view forked outlives a killed cluster; the port is free all the same."""
+    cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none")
+    port, child = cluster.port, cluster.get("/fork").json["pid"]
+    try:
+        cluster.signal(signal.SIGKILL)
+        wait_until(lambda: is_refused(port), "the port is free", deadline=15)
+        os.kill(child, 0)  # it is still there
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 def test_the_primary_is_killed_while_a_worker_is_blocked(start_cluster: StartCluster) -> None:
     """Even a worker that stands in C code does not outlive its primary for ever."""
     cluster = start_cluster(

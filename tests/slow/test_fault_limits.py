@@ -34,8 +34,8 @@ def cpu(pid: int) -> float:
 
 
 def test_a_stopped_worker(start_cluster: StartCluster) -> None:
-    """SIGSTOP of one of two workers under clients that make a connection per request: it is replaced at the
-    heartbeat timeout; the connections it held unread go to others; what it had read is lost with it, nothing else.
+    """SIGSTOP of one of two workers under clients that make a connection per request: the other one serves them from
+    then on; it is replaced at the heartbeat timeout; what it had read is lost with it, nothing else.
     """
     cluster = start_cluster(APP, "-w", "2", "--redis", "none", "--heartbeat-timeout", "3")
     stopped = cluster.workers()[0]["pid"]
@@ -44,14 +44,15 @@ def test_a_stopped_worker(start_cluster: StartCluster) -> None:
         wait_until(crowd.all_got(3), "all are served")
         os.kill(stopped, signal.SIGSTOP)
         start = time.monotonic()
+        served = sum(len(c.account.answered) for c in crowd.clients)
+        wait_until(lambda: sum(len(c.account.answered) for c in crowd.clients) > served + 100, "the other one serves")
+        assert stopped in {w["pid"] for w in cluster.workers()}, "it was replaced first"
         wait_until(lambda: cluster.has(2, without=(stopped,)), "it is replaced", deadline=20)
         print(f"replaced after {time.monotonic() - start:.1f} s")
         wait_until(crowd.all_got(3), "all are served, those too that were with it", deadline=20)
-    redispatched = cluster.status()["counters"]["redispatched"]
-    print(f"re-dispatched {redispatched}, lost {crowd.lost}")
+    print(f"lost {crowd.lost}")
     assert crowd.refused == 0
     assert len(crowd.lost) <= 8
-    assert redispatched + len(crowd.lost) >= 1
     assert "gets KILL" in cluster.output()
 
 
@@ -180,7 +181,7 @@ def test_a_flood_of_connections_is_bounded(start_cluster: StartCluster) -> None:
                 client.connect_ex(("127.0.0.1", port))
                 clients.append(client)
             wait_until(lambda: cluster.status()["listeners"][0]["pending"] >= 500, "the queue is full")
-            assert cluster.status()["listeners"][0]["pending"] <= 500
+            assert primary.num_fds() < 500 + 60  # `pending` are those in the kernel, too
             assert primary.num_fds() < 560
             assert primary.memory_info().rss - memory < 8 << 20
             assert cluster.status()["state"] == "online"
