@@ -46,7 +46,7 @@ def _primary(results: Results) -> list[str]:
     if not (primary and whole and request):
         return []
     lines = [
-        f"A connection costs the primary {primary:.0f} µs, so it can pass on {1e6 / primary:,.0f} a second. A Flask "
+        f"A connection costs the primary {primary:.0f} µs, so it can give out {1e6 / primary:,.0f} a second. A Flask "
         f"hello on a connection of its own costs its worker {whole - primary:.0f} µs, a further one {request:.0f} µs:",
         "",
         "| requests per connection | workers (one core each) that one primary keeps busy |",
