@@ -22,12 +22,12 @@ tick becomes a floor under which every fill is refused.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Generic, TypeVar
+
+from sharedcluster.state.runtime import THREADS, Runtime
 
 V = TypeVar("V")
 
@@ -56,10 +56,18 @@ class Near(Generic[V]):
         size: Most bytes kept, as the callers of `fill` count them.
         max_age: Seconds after which an entry is asked for again in any case.
         ordered: Marks are versions that grow with every write of a name.
+        runtime: Makes its lock.
     """
 
     def __init__(
-        self, trusted: Callable[[], bool], *, entries: int, size: int, max_age: float, ordered: bool = False
+        self,
+        trusted: Callable[[], bool],
+        *,
+        entries: int,
+        size: int,
+        max_age: float,
+        ordered: bool = False,
+        runtime: Runtime = THREADS,
     ) -> None:
         self._is_ordered = ordered
         self._trusted = trusted
@@ -72,7 +80,7 @@ class Near(Generic[V]):
         self._tick = 1
         self._floor = 0
         self._size = 0
-        self._lock = threading.Lock()
+        self._lock = runtime.make_lock()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -124,7 +132,10 @@ class Near(Generic[V]):
             # What was there is older than what Redis just said or has just been told, whether or not that is kept:
             # who wrote must not read the old value afterwards.
             self._remove(name)
-            if not begun or begun <= self._floor or self._is_overtaken(name, begun, mark):
+            if not begun or begun <= self._floor:
+                return None
+            last = self._recent.get(name)
+            if last is not None and last[0] >= begun and self._supersedes(last[1], mark):
                 return None
             if tags and any(self._recent.get(f"t {tag}", (0, b""))[0] >= begun for tag in tags):
                 return None
@@ -137,10 +148,6 @@ class Near(Generic[V]):
                 self._remove(next(iter(self._entries)))
             return entry
 
-    def _is_overtaken(self, name: str, begun: int, mark: bytes) -> bool:
-        last = self._recent.get(name)
-        return last is not None and last[0] >= begun and self._supersedes(last[1], mark)
-
     def _supersedes(self, told: bytes, mark: bytes) -> bool:
         """Whether a message with the mark `told` makes what carries `mark` out of date."""
         if not told or not mark:
@@ -149,8 +156,10 @@ class Near(Generic[V]):
 
     def note_use(self, name: str) -> None:
         """The entry was used: it goes last when room is needed."""
-        with suppress(KeyError):  # another thread dropped it
+        try:
             self._entries.move_to_end(name)
+        except KeyError:  # another thread dropped it
+            return
 
     def invalidate(self, name: str, mark: bytes = b"") -> None:
         """Somebody wrote this name; `mark` is what they wrote it with, empty for a deletion."""
