@@ -391,9 +391,9 @@ def script_text(sha: str) -> str:
     return _TEXTS[sha]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PackedScript:
-    """A script's command as it goes over the wire, for `GroupCommit.many`."""
+    """A script's command as it goes over the wire, for `GroupCommit.many`. Frozen it would be dearer to create."""
 
     data: bytes
 
@@ -413,12 +413,10 @@ class ScriptPacker:
 
     def pack(self, keys: Sequence[bytes], args: Sequence[bytes]) -> PackedScript:
         """The command with these keys and, after the constant ones, these arguments."""
-        count = self._count + len(keys) + len(args)
-        number = b"%d" % len(keys)
-        return PackedScript(
-            b"*%d\r\n%b%b%b%b"
-            % (count, self._start, pack_arguments((number, *keys)), self._constants, pack_arguments(args))
-        )
+        count = str(self._count + len(keys) + len(args)).encode()
+        number = b"1" if len(keys) == 1 else b"%d" % len(keys)
+        before, after = pack_arguments((number, *keys)), pack_arguments(args)
+        return PackedScript(b"".join((b"*", count, b"\r\n", self._start, before, self._constants, after)))
 
 
 def script_command(name: str, keys: Sequence[str], args: Iterable[Argument]) -> Command:

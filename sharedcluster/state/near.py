@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from sharedcluster.state.runtime import THREADS, Runtime
@@ -114,7 +114,7 @@ class Near(Generic[V]):
         mark: bytes = b"",
         size: int = 0,
         max_age: float = 1e9,
-        tags: Iterable[str] = (),
+        tags: tuple[str, ...] = (),
     ) -> NearEntry[V] | None:
         """Remember what Redis said, unless it may have been overtaken (laws 2 and 3).
 
@@ -127,7 +127,7 @@ class Near(Generic[V]):
             max_age: Seconds it may live; the near cache's own limit applies too.
             tags: Dropped with any of these.
         """
-        tags = tuple(tags)
+        expires_at = time.monotonic() + (min(self._max_age, max_age))
         with self._lock:
             # What was there is older than what Redis just said or has just been told, whether or not that is kept:
             # who wrote must not read the old value afterwards.
@@ -139,7 +139,6 @@ class Near(Generic[V]):
                 return None
             if tags and any(self._recent.get(f"t {tag}", (0, b""))[0] >= begun for tag in tags):
                 return None
-            expires_at = time.monotonic() + min(max_age, self._max_age)
             entry = self._entries[name] = NearEntry(value, mark, expires_at, size, tags)
             self._size += size
             for tag in tags:
@@ -152,7 +151,10 @@ class Near(Generic[V]):
         """Whether a message with the mark `told` makes what carries `mark` out of date."""
         if not told or not mark:
             return True
-        return int(told) > int(mark) if self._is_ordered else told != mark
+        if told == mark or not self._is_ordered:
+            return told != mark
+        # Decimal numbers without leading zeros, which compare like this without being read.
+        return told > mark if len(told) == len(mark) else len(told) > len(mark)
 
     def note_use(self, name: str) -> None:
         """The entry was used: it goes last when room is needed."""

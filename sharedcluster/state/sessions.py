@@ -140,7 +140,7 @@ class SessionStore:
         return record
 
     def _keep_near(self, name: str, record: SessionRecord, begun: int) -> None:
-        self._near.fill(name, record, begun, mark=b"%d" % record.version, size=record.size)
+        self._near.fill(name, record, begun, mark=str(record.version).encode(), size=record.size)
 
     @staticmethod
     def _parse(reply: list[bytes]) -> SessionRecord | None:
@@ -307,9 +307,9 @@ class SessionStore:
         args = [
             raw_name,
             new_name,
-            b"0" if creates or session._record is None else b"%d" % session._record.version,
+            b"0" if creates or session._record is None else str(session._record.version).encode(),
             (session._wanted_user or "").encode(),
-            b"%d" % len(delta.written),
+            str(len(delta.written)).encode(),
         ]
         for key, raw in delta.written.items():
             args += (_stored_name(key).encode(), session._stored.get(key, b"") if merges else b"", raw)
@@ -331,18 +331,21 @@ class SessionStore:
         return packer
 
     def _check_size(self, session: Session, delta: SessionDelta) -> None:
+        field_limit, limit = self._settings.session_field_limit, self._settings.session_limit
+        sizes = [*map(len, delta.written.values())]
+        total = sum(map(len, session._stored.values())) + sum(sizes)
+        if total <= limit and (not sizes or max(sizes) <= field_limit):
+            return
         for key, raw in delta.written.items():
-            if len(raw) > self._settings.session_field_limit:
+            if len(raw) > field_limit:
                 raise SessionTooLargeError(
                     f"session[{key!r}] is {len(raw)} bytes, more than SHAREDCLUSTER_SESSION_FIELD_LIMIT"
-                    f" ({self._settings.session_field_limit}). Keep large values in the cache or a database."
+                    f" ({field_limit}). Keep large values in the cache or a database."
                 )
-        total = sum(map(len, session._stored.values())) + sum(map(len, delta.written.values()))
-        if total > self._settings.session_limit:
-            raise SessionTooLargeError(
-                f"the session is {total} bytes, more than SHAREDCLUSTER_SESSION_LIMIT"
-                f" ({self._settings.session_limit}). Keep large values in the cache or a database."
-            )
+        raise SessionTooLargeError(
+            f"the session is {total} bytes, more than SHAREDCLUSTER_SESSION_LIMIT"
+            f" ({limit}). Keep large values in the cache or a database."
+        )
 
     def _refresh(self, session: Session, signer: CookieSigner, refresh: bool) -> SaveOutcome:
         """Nothing changed: touch it if that is due, and hand out a cookie if this one says too little."""

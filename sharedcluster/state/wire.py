@@ -7,7 +7,8 @@ commands of a worker; `subscriber`, for what is published).
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection
+from itertools import chain, repeat
 from typing import Any
 
 import hiredis
@@ -20,6 +21,16 @@ from sharedcluster.state.settings import StateSettings
 
 Argument = str | bytes | int | float
 Command = tuple[Argument, ...]
+
+
+class _Lengths(dict[int, bytes]):
+    """How an argument of each length begins. Formatting bytes is slow, and most arguments are short."""
+
+    def __missing__(self, size: int) -> bytes:
+        return b"$%d\r\n" % size
+
+
+_length = _Lengths((size, b"$%d\r\n" % size) for size in range(256)).__getitem__
 
 
 class ReplyError(Exception):
@@ -37,9 +48,10 @@ def pack(command: Command) -> bytes:
     return data
 
 
-def pack_arguments(arguments: Iterable[bytes]) -> bytes:
+def pack_arguments(arguments: Collection[bytes]) -> bytes:
     """Arguments as they stand inside a packed command: for those who keep a part of one packed."""
-    return b"".join([b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments])
+    # Without a loop of Python's own: with one it takes as long as hiredis.
+    return b"".join(chain.from_iterable(zip(map(_length, map(len, arguments)), arguments, repeat(b"\r\n"))))
 
 
 class Address:
