@@ -29,14 +29,10 @@ are threads. Nothing here may be created before the fork: see `SharedState`.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import hiredis
@@ -44,8 +40,9 @@ import redis
 
 from sharedcluster.errors import Bug, StateUnavailableError
 from sharedcluster.state.runtime import THREADS, Parking, Runtime
+from sharedcluster.state.scripting import PackedScript, script_command, script_names, script_sha, script_text
 from sharedcluster.state.settings import StateSettings
-from sharedcluster.state.wire import Address, Argument, Command, ReplyError, Wire, pack, pack_arguments
+from sharedcluster.state.wire import Address, Argument, Command, ReplyError, Wire, pack
 
 # A reply with one of these codes says that this server cannot do its job now; it is not the command's fault.
 # fmt: off
@@ -204,8 +201,7 @@ class GroupCommit:
 
     def load_scripts(self) -> None:
         """Make all scripts known to the server, in one round trip."""
-        names = sorted(entry.name[:-4] for entry in _SCRIPTS.iterdir() if entry.name.endswith(".lua"))
-        self.many([("SCRIPT", "LOAD", script_text(_script_sha(name))) for name in names], idempotent=True)
+        self.many([("SCRIPT", "LOAD", script_text(script_sha(name))) for name in script_names()], idempotent=True)
 
     def close(self) -> None:
         """Close the connection; later commands fail."""
@@ -370,55 +366,3 @@ class GroupCommit:
         if reply.code in UNAVAILABLE_CODES:
             return StateUnavailableError(f"Redis cannot do its job: {reply}")
         return reply
-
-
-# -- scripts ----------------------------------------------------------------------------------------------------------
-
-_SCRIPTS = files("sharedcluster.state").joinpath("scripts")
-_TEXTS: dict[str, str] = {}
-
-
-@cache
-def _script_sha(name: str) -> str:
-    text = _SCRIPTS.joinpath(f"{name}.lua").read_text(encoding="utf-8")
-    sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()  # what Redis names a script by
-    _TEXTS[sha] = text
-    return sha
-
-
-def script_text(sha: str) -> str:
-    """The text of a script this process has used."""
-    return _TEXTS[sha]
-
-
-@dataclass(slots=True)
-class PackedScript:
-    """A script's command as it goes over the wire, for `GroupCommit.many`. Frozen it would be dearer to create."""
-
-    data: bytes
-
-
-class ScriptPacker:
-    """Packs the commands of one script whose first arguments seldom change.
-
-    hiredis takes 2,000 instructions for an argument, and half of those that go with a session write are always the
-    same. What is constant is packed once, the rest is put together by hand.
-    """
-
-    def __init__(self, name: str, constants: Iterable[bytes]) -> None:
-        values = tuple(constants)
-        self._count = 3 + len(values)
-        self._start = pack_arguments((b"EVALSHA", _script_sha(name).encode()))
-        self._constants = pack_arguments(values)
-
-    def pack(self, keys: Sequence[bytes], args: Sequence[bytes]) -> PackedScript:
-        """The command with these keys and, after the constant ones, these arguments."""
-        count = str(self._count + len(keys) + len(args)).encode()
-        number = b"1" if len(keys) == 1 else b"%d" % len(keys)
-        before, after = pack_arguments((number, *keys)), pack_arguments(args)
-        return PackedScript(b"".join((b"*", count, b"\r\n", self._start, before, self._constants, after)))
-
-
-def script_command(name: str, keys: Sequence[str], args: Iterable[Argument]) -> Command:
-    """The command that runs scripts/NAME.lua, for `GroupCommit.many`."""
-    return ("EVALSHA", _script_sha(name), len(keys), *keys, *args)

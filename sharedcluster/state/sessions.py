@@ -26,10 +26,11 @@ from typing import Any, NamedTuple
 
 from sharedcluster.errors import Bug, SharedClusterError
 from sharedcluster.state.codec import Codec
-from sharedcluster.state.connection import GroupCommit, PackedScript, ScriptPacker, script_command
+from sharedcluster.state.connection import GroupCommit
 from sharedcluster.state.cookie import Cookie, CookieSigner, new_sid
 from sharedcluster.state.merge import merge
 from sharedcluster.state.near import Near
+from sharedcluster.state.scripting import PackedScript, ScriptPacker, script_command
 from sharedcluster.state.session import ENDED, Session, SessionDelta, SessionRecord
 from sharedcluster.state.settings import StateSettings
 from sharedcluster.state.wire import Argument, Command

@@ -13,8 +13,8 @@ from gevent.monkey import get_original, is_module_patched
 
 from sharedcluster.flask import find_runtime
 from sharedcluster.state import SharedState
-from sharedcluster.state.connection import PackedScript, ScriptPacker, script_command
 from sharedcluster.state.runtime import THREADS, Line
+from sharedcluster.state.scripting import PackedScript, ScriptPacker, script_command
 from sharedcluster.state.wire import pack, pack_arguments
 from tests.state.browser import Browser
 from tests.waiting import wait_until
