@@ -14,6 +14,7 @@ import difflib
 import logging
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -28,6 +29,7 @@ from sharedcluster.flask_pages import HotPages
 from sharedcluster.flask_sessions import NO_SECRET_KEY, Sessions, SharedSessionInterface, answer_unavailable
 from sharedcluster.state import SharedState, StateSettings, process_id
 from sharedcluster.state.primitives import Counter, Lock, RateLimit, RateLimitedError, SharedDict
+from sharedcluster.state.runtime import THREADS, Runtime
 
 log = logging.getLogger("sharedcluster")
 
@@ -62,6 +64,16 @@ def find_redis_url(app: Flask) -> str:
             "and name it:                REDIS_URL=redis://127.0.0.1:6379/0",
         ),
     )
+
+
+def find_runtime() -> Runtime:
+    """How this process waits: as greenlets if gevent has patched it, as threads otherwise."""
+    monkey = sys.modules.get("gevent.monkey")  # who patches has imported it; nobody else needs to have gevent
+    if monkey is None or not (monkey.is_module_patched("socket") and monkey.is_module_patched("threading")):
+        return THREADS
+    from sharedcluster.gevent_runtime import GeventRuntime
+
+    return GeventRuntime()
 
 
 class AppState:
@@ -99,7 +111,7 @@ class AppState:
                 if "CACHE_DEFAULT_TIMEOUT" in self._config:  # Flask-Caching's name for it
                     given.setdefault("cache_timeout", self._config["CACHE_DEFAULT_TIMEOUT"])
                 namespace = self._config.get("SHAREDCLUSTER_NAMESPACE") or self.name
-                state = SharedState(self._find_url(), namespace, StateSettings(**given))
+                state = SharedState(self._find_url(), namespace, StateSettings(**given), find_runtime())
                 self._state = state
                 state.start()
                 for starter in self.starters:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from flask import Flask, Request, Response
@@ -79,47 +80,44 @@ class SharedSession(Session, SessionMixin):
 class _RequestSource:
     """A request's session source; finds Redis on first use, so that an application can be made where there is none."""
 
-    __slots__ = ("_app", "_environ", "_idle", "_interface")
+    __slots__ = ("_app", "_environ", "_interface", "codec", "idle", "signer")
+
+    # Set by `fetch`, which comes before everything else.
+    codec: Codec
+    idle: float
+    signer: CookieSigner
 
     def __init__(self, interface: SharedSessionInterface, app: Flask, environ: WSGIEnvironment) -> None:
         self._interface = interface
         self._app = app
         self._environ = environ
-        self._idle = 0.0
-
-    @property
-    def codec(self) -> Codec:
-        return self._interface.own.state.sessions.codec
-
-    @property
-    def idle(self) -> float:
-        if not self._idle:
-            self._idle = self._app.permanent_session_lifetime.total_seconds()
-        return self._idle
 
     def fetch(self, *, fresh: bool = False) -> tuple[Cookie | None, SessionRecord | None]:
         interface, app = self._interface, self._app
+        store = interface.own.state.sessions
+        self.codec, self.idle, self.signer = store.codec, interface.idle_of(app), interface.signer_of(app)
         values = read_cookies(self._environ, app.config["SESSION_COOKIE_NAME"])
-        cookie = verify_first(interface.signer_of(app), values)
+        cookie = verify_first(self.signer, values)
         if cookie is None:
             return None, None
         try:
-            return cookie, interface.own.state.sessions.load(cookie, self.idle, fresh=fresh)
+            return cookie, store.load(cookie, self.idle, fresh=fresh)
         except StateUnavailableError:
             if not interface.own.is_anonymous_without_redis:
                 raise
             return None, None
 
 
-def read_cookies(environ: WSGIEnvironment, name: str) -> Iterator[str]:
+def read_cookies(environ: WSGIEnvironment, name: str) -> list[str]:
     """All values of a cookie; a fraction of what `request.cookies` costs, because ours need no unquoting."""
-    for part in environ.get("HTTP_COOKIE", "").split(";"):
-        key, _, value = part.strip().partition("=")
-        if key == name:
-            yield value
+    header, start = environ.get("HTTP_COOKIE", ""), f"{name}="
+    if ";" not in header and header.startswith(start):  # most clients have one cookie
+        return [header[len(start) :].strip()]
+    parts = [part.strip().partition("=") for part in header.split(";")]
+    return [value for key, _, value in parts if key == name]
 
 
-_COOKIE_KEYS = (
+_cookie_facts = itemgetter(
     "SESSION_COOKIE_NAME",
     "SESSION_COOKIE_DOMAIN",
     "SESSION_COOKIE_PATH",
@@ -141,7 +139,9 @@ class SharedSessionInterface(SessionInterface):
         self._has_told = False
         self._signer: CookieSigner | None = None
         self._signer_keys: tuple[Any, Any] = (None, None)
-        self._cookie_facts: list[Any] = []
+        self._lifetime: Any = None
+        self._idle = 0.0
+        self._cookie_facts: tuple[Any, ...] = ()
         self._cookie_parts = ("", "")
         self._expires: tuple[int, str] = (0, "")
 
@@ -162,6 +162,13 @@ class SharedSessionInterface(SessionInterface):
             self._signer, self._signer_keys = CookieSigner(given), (key, fallbacks)
         return self._signer
 
+    def idle_of(self, app: Flask) -> float:
+        """Seconds a session of this application lives without use."""
+        lifetime = app.config["PERMANENT_SESSION_LIFETIME"]
+        if lifetime is not self._lifetime:  # Flask would convert it anew with every request
+            self._lifetime, self._idle = lifetime, app.permanent_session_lifetime.total_seconds()
+        return self._idle
+
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         """Store what changed and set the cookie if that is due. Without Redis the response becomes a 503."""
         if not isinstance(session, SharedSession) or not (session.accessed or session._is_loaded):
@@ -169,10 +176,11 @@ class SharedSessionInterface(SessionInterface):
         _vary_by_cookie(response)
         if not session._is_loaded:
             return
+        source = cast(_RequestSource, session._source)
         try:
             outcome = self.own.state.sessions.save(
                 session,
-                self.signer_of(app),
+                source.signer,
                 refresh=app.config["SESSION_REFRESH_EACH_REQUEST"],
             )
         except StateUnavailableError as error:
@@ -186,7 +194,7 @@ class SharedSessionInterface(SessionInterface):
 
     def _cookie_header(self, app: Flask, session: SharedSession, outcome: SaveOutcome) -> str:
         # Werkzeug makes the header once per configuration; from then on only value and date are put in.
-        facts = [app.config[key] for key in _COOKIE_KEYS]
+        facts = _cookie_facts(app.config)
         if facts != self._cookie_facts:
             self._cookie_parts, self._cookie_facts = self._make_cookie_parts(app), facts
         start, end = self._cookie_parts
@@ -221,10 +229,11 @@ class SharedSessionInterface(SessionInterface):
 
 def _vary_by_cookie(response: Response) -> None:
     # `in` would raise and catch an HTTP exception inside Werkzeug, with every request that looks at its session.
-    if any(name.lower() == "vary" for name, _ in response.headers):
-        response.vary.add("Cookie")
-    else:
-        response.headers.add("Vary", "Cookie")
+    for name, _ in response.headers:
+        if name.lower() == "vary":
+            response.vary.add("Cookie")
+            return
+    response.headers.add("Vary", "Cookie")
 
 
 def _become(response: Response, other: Response) -> None:

@@ -27,6 +27,7 @@ from sharedcluster.state.leases import LeaseKeeper
 from sharedcluster.state.near import Near
 from sharedcluster.state.presence import PresenceRoom
 from sharedcluster.state.primitives import Counter, DictRecord, DictWatchers, Lock, LockRoom, RateLimit, SharedDict
+from sharedcluster.state.runtime import THREADS, Runtime
 from sharedcluster.state.schedule import Leader, Schedule
 from sharedcluster.state.sessions import SessionStore
 from sharedcluster.state.settings import StateSettings
@@ -76,18 +77,22 @@ class SharedState:
         url: redis://, rediss://, unix://, or redis+sentinel://.
         namespace: Prefix of all keys and channels; applications with different ones do not see each other.
         settings: Timeouts and limits.
+        runtime: How callers wait.
 
     Raises:
         ConfigError: The URL or a setting cannot be understood.
     """
 
-    def __init__(self, url: str, namespace: str, settings: StateSettings | None = None) -> None:
+    def __init__(
+        self, url: str, namespace: str, settings: StateSettings | None = None, runtime: Runtime = THREADS
+    ) -> None:
         self.settings = settings = settings or StateSettings()
         self.namespace = namespace
+        self._runtime = runtime
         self.counts: dict[str, int] = defaultdict(int)
         self.address = Address(url, settings)
-        self.commit = GroupCommit(self.address, settings)
-        self.subscriber = Subscriber(self.address, self.commit, namespace, settings)
+        self.commit = GroupCommit(self.address, settings, runtime)
+        self.subscriber = Subscriber(self.address, self.commit, namespace, settings, runtime)
         channel, codec = f"{namespace}:inv", make_codec(settings.codec)
         self._channel, self._codec = channel, codec
         self._keeper = LeaseKeeper(self.commit)
@@ -126,6 +131,7 @@ class SharedState:
             size=settings.near_bytes,
             max_age=max_age,
             ordered=ordered,
+            runtime=self._runtime,
         )
 
     def start(self) -> None:
@@ -230,7 +236,8 @@ class SharedState:
         """`kind mark name`: s session, c cached value, t tag, d dict, l lock; the mark is `-` for a deletion."""
         kind, mark, raw = payload.split(b" ", 2)
         name = raw.decode()
-        mark = b"" if mark == b"-" else mark
+        if mark == b"-":
+            mark = b""
         if kind == b"s":
             self._session_near.invalidate(name, mark)
         elif kind == b"c":

@@ -33,9 +33,10 @@ from urllib.parse import quote
 
 from sharedcluster.errors import StateUnavailableError
 from sharedcluster.state.codec import Codec
-from sharedcluster.state.connection import GroupCommit, script_command
+from sharedcluster.state.connection import GroupCommit
 from sharedcluster.state.leases import Lease, LeaseKeeper
 from sharedcluster.state.near import Near
+from sharedcluster.state.scripting import script_command
 from sharedcluster.state.settings import StateSettings
 from sharedcluster.state.wire import Argument, Command
 

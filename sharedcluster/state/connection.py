@@ -19,29 +19,28 @@ Laws
 Theory of operation
 -------------------
 `GroupCommit.exchange` makes a ticket. If nobody leads, its caller becomes the leader with a batch of one. Otherwise
-the ticket is queued and its caller sleeps on the ticket's own lock. `_pass_on`, which every leader runs when it is
+the ticket is queued and its caller sleeps in the ticket's own parking. `_pass_on`, which every leader runs when it is
 done, takes the queue as the next batch and wakes the first caller in it, which then leads that batch. So each caller
 does its own I/O or the one of the group it belongs to, and no thread of its own is needed.
 
-The primitives are `threading`'s. In a gevent worker they are patched and the callers are greenlets; under `flask run`
-they are threads. Nothing here may be created before the fork: see `SharedState`.
+How callers sleep is the runtime's affair (`runtime`): in a gevent worker they are greenlets, under `flask run` they
+are threads. Nothing here may be created before the fork: see `SharedState`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import hiredis
 import redis
 
 from sharedcluster.errors import Bug, StateUnavailableError
+from sharedcluster.state.runtime import THREADS, Parking, Runtime
+from sharedcluster.state.scripting import PackedScript, script_command, script_names, script_sha, script_text
 from sharedcluster.state.settings import StateSettings
 from sharedcluster.state.wire import Address, Argument, Command, ReplyError, Wire, pack
 
@@ -109,7 +108,7 @@ class CircuitBreaker:
 class _Ticket:
     """One caller's commands on their way: what to send, how many replies to expect, and what came of it."""
 
-    __slots__ = ("abandoned", "batch", "count", "data", "error", "lost", "replies", "wake")
+    __slots__ = ("abandoned", "batch", "count", "data", "error", "lost", "parking", "replies")
 
     def __init__(self, data: bytes, count: int) -> None:
         self.data = data
@@ -119,32 +118,27 @@ class _Ticket:
         self.lost = False  # the connection broke; sending again may help
         self.abandoned = False
         self.batch: list[_Ticket] | None = None  # set when the caller is to lead
-        self.wake: Any = None
+        self.parking: Parking  # set for those who wait
 
     def fail(self, error: str, *, lost: bool = False) -> None:
         self.error = error
         self.lost = lost
 
 
-def _locked() -> Any:
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
-
-
 class GroupCommit:
     """Commands of all concurrent callers of a worker, over one connection. The laws are at the top of this file."""
 
-    def __init__(self, address: Address, settings: StateSettings) -> None:
+    def __init__(self, address: Address, settings: StateSettings, runtime: Runtime = THREADS) -> None:
         self.address = address
+        self._runtime = runtime
         self.breaker = CircuitBreaker(settings.breaker_limit, settings.probe_interval)
         self.exchanges = 0  # round trips
         self.commands = 0
         self.reconnects = 0
         self._settings = settings
-        self._lock = threading.Lock()
+        self._lock = runtime.make_lock()
         self._queue: deque[_Ticket] = deque()
-        self._spare_locks: list[Any] = []  # each one locked
+        self._spare_parkings: list[Parking] = []
         self._leading = False
         self._wire: Wire | None = None
         self._used_at = 0.0
@@ -170,13 +164,13 @@ class GroupCommit:
         """Run scripts/NAME.lua and return its reply; its text is sent only if the server does not know it yet."""
         return self.many([script_command(name, keys, args)], idempotent=idempotent)[0]
 
-    def many(self, commands: Sequence[Command], *, idempotent: bool = False) -> list[Any]:
+    def many(self, commands: Sequence[Command | PackedScript], *, idempotent: bool = False) -> list[Any]:
         """Run commands as one group, in order, one round trip; the first refused one raises after all have run."""
-        data = pack(commands[0]) if len(commands) == 1 else b"".join(map(pack, commands))
-        replies = self.exchange(data, len(commands), idempotent)
+        packed = [command.data if isinstance(command, PackedScript) else pack(command) for command in commands]
+        replies = self.exchange(packed[0] if len(packed) == 1 else b"".join(packed), len(packed), idempotent)
         for index, reply in enumerate(replies):
             if type(reply) is ReplyError:
-                replies[index] = self._second_try(commands[index], reply, idempotent)
+                replies[index] = self._second_try(packed[index], reply, idempotent)
         return replies
 
     def transaction(self, commands: Sequence[Command], *, idempotent: bool = False) -> list[Any]:
@@ -207,8 +201,7 @@ class GroupCommit:
 
     def load_scripts(self) -> None:
         """Make all scripts known to the server, in one round trip."""
-        names = sorted(entry.name[:-4] for entry in _SCRIPTS.iterdir() if entry.name.endswith(".lua"))
-        self.many([("SCRIPT", "LOAD", script_text(_script_sha(name))) for name in names], idempotent=True)
+        self.many([("SCRIPT", "LOAD", script_text(script_sha(name))) for name in script_names()], idempotent=True)
 
     def close(self) -> None:
         """Close the connection; later commands fail."""
@@ -236,7 +229,7 @@ class GroupCommit:
                 if len(self._queue) >= self._settings.queue_limit:
                     ticket.fail("too many commands are waiting for Redis")
                     return
-                ticket.wake = self._spare_locks.pop() if self._spare_locks else _locked()
+                ticket.parking = self._spare_parkings.pop() if self._spare_parkings else self._runtime.make_parking()
                 self._queue.append(ticket)
             else:
                 self._leading = True
@@ -251,12 +244,12 @@ class GroupCommit:
         # Without a timeout of its own, which would cost a timer per command: whoever leads is bounded by those of the
         # socket, and wakes everybody it answers, fails or passes the lead to, whatever happens to itself.
         try:
-            ticket.wake.acquire()
+            ticket.parking.park()
         except BaseException:  # killed while waiting
             self._abandon(ticket)
             raise
-        # It was released once and has just been taken, so nobody else will touch it: the next one may sleep on it.
-        self._spare_locks.append(ticket.wake)
+        # It was opened once and has just been passed, so nobody else will touch it: the next one may sleep there.
+        self._spare_parkings.append(ticket.parking)
 
     def _abandon(self, ticket: _Ticket) -> None:
         """Leave the queue. If the lead was given to this ticket in the meantime, give it to the next one."""
@@ -282,7 +275,7 @@ class GroupCommit:
             raise
         finally:
             for ticket in batch[1:]:
-                ticket.wake.release()
+                ticket.parking.unpark()
             self._pass_on()
 
     def _pass_on(self) -> None:
@@ -293,7 +286,7 @@ class GroupCommit:
                     batch.append(ticket)
             if batch:
                 batch[0].batch = batch
-                batch[0].wake.release()
+                batch[0].parking.unpark()
             else:
                 self._leading = False
 
@@ -324,7 +317,7 @@ class GroupCommit:
         if wire is None:
             if self._closed:
                 raise ConnectionError("the shared state is closed")
-            wire = self._wire = Wire(self.address)
+            wire = self._wire = Wire(self.address, self._runtime)
             self.reconnects += 1
         return wire
 
@@ -347,7 +340,7 @@ class GroupCommit:
                 self._queue.clear()
             for ticket in waiting:
                 ticket.fail(text)
-                ticket.wake.release()
+                ticket.parking.unpark()
 
     @staticmethod
     def _fail_rest(batch: list[_Ticket], text: str, *, lost: bool) -> None:
@@ -357,10 +350,15 @@ class GroupCommit:
 
     # -- error replies ---------------------------------------------------------------------------------------------
 
-    def _second_try(self, command: Command, reply: ReplyError, idempotent: bool) -> Any:
-        """Send a script's text if that was all that was missing; raise otherwise."""
-        if reply.code == "NOSCRIPT" and command[0] == "EVALSHA":
-            return self.call("EVAL", script_text(str(command[1])), *command[2:], idempotent=idempotent)
+    def _second_try(self, data: bytes, reply: ReplyError, idempotent: bool) -> Any:
+        """Send a script's text, and its command again, if that was all that was missing; raise otherwise."""
+        if reply.code == "NOSCRIPT":
+            sha = data.split(b"\r\n", 5)[4].decode()  # *N $7 EVALSHA $40 SHA
+            replies = self.exchange(pack(("SCRIPT", "LOAD", script_text(sha))) + data, 2, idempotent)
+            refused = [each for each in replies if isinstance(each, ReplyError)]
+            if not refused:
+                return replies[1]
+            reply = refused[0]
         raise self._as_error(reply)
 
     @staticmethod
@@ -368,27 +366,3 @@ class GroupCommit:
         if reply.code in UNAVAILABLE_CODES:
             return StateUnavailableError(f"Redis cannot do its job: {reply}")
         return reply
-
-
-# -- scripts ----------------------------------------------------------------------------------------------------------
-
-_SCRIPTS = files("sharedcluster.state").joinpath("scripts")
-_TEXTS: dict[str, str] = {}
-
-
-@cache
-def _script_sha(name: str) -> str:
-    text = _SCRIPTS.joinpath(f"{name}.lua").read_text(encoding="utf-8")
-    sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()  # what Redis names a script by
-    _TEXTS[sha] = text
-    return sha
-
-
-def script_text(sha: str) -> str:
-    """The text of a script this process has used."""
-    return _TEXTS[sha]
-
-
-def script_command(name: str, keys: Sequence[str], args: Iterable[Argument]) -> Command:
-    """The command that runs scripts/NAME.lua, for `GroupCommit.many`."""
-    return ("EVALSHA", _script_sha(name), len(keys), *keys, *args)

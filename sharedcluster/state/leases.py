@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable
 
 from sharedcluster.errors import StateUnavailableError
-from sharedcluster.state.connection import GroupCommit, script_command
+from sharedcluster.state.connection import GroupCommit
+from sharedcluster.state.scripting import script_command
 from sharedcluster.state.wire import ReplyError
 
 log = logging.getLogger("sharedcluster.state")

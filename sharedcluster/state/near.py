@@ -22,12 +22,12 @@ tick becomes a floor under which every fill is refused.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from sharedcluster.state.runtime import THREADS, Runtime
 
 V = TypeVar("V")
 
@@ -56,10 +56,18 @@ class Near(Generic[V]):
         size: Most bytes kept, as the callers of `fill` count them.
         max_age: Seconds after which an entry is asked for again in any case.
         ordered: Marks are versions that grow with every write of a name.
+        runtime: Makes its lock.
     """
 
     def __init__(
-        self, trusted: Callable[[], bool], *, entries: int, size: int, max_age: float, ordered: bool = False
+        self,
+        trusted: Callable[[], bool],
+        *,
+        entries: int,
+        size: int,
+        max_age: float,
+        ordered: bool = False,
+        runtime: Runtime = THREADS,
     ) -> None:
         self._is_ordered = ordered
         self._trusted = trusted
@@ -72,7 +80,7 @@ class Near(Generic[V]):
         self._tick = 1
         self._floor = 0
         self._size = 0
-        self._lock = threading.Lock()
+        self._lock = runtime.make_lock()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -106,7 +114,7 @@ class Near(Generic[V]):
         mark: bytes = b"",
         size: int = 0,
         max_age: float = 1e9,
-        tags: Iterable[str] = (),
+        tags: tuple[str, ...] = (),
     ) -> NearEntry[V] | None:
         """Remember what Redis said, unless it may have been overtaken (laws 2 and 3).
 
@@ -119,16 +127,18 @@ class Near(Generic[V]):
             max_age: Seconds it may live; the near cache's own limit applies too.
             tags: Dropped with any of these.
         """
-        tags = tuple(tags)
+        expires_at = time.monotonic() + (min(self._max_age, max_age))
         with self._lock:
             # What was there is older than what Redis just said or has just been told, whether or not that is kept:
             # who wrote must not read the old value afterwards.
             self._remove(name)
-            if not begun or begun <= self._floor or self._is_overtaken(name, begun, mark):
+            if not begun or begun <= self._floor:
+                return None
+            last = self._recent.get(name)
+            if last is not None and last[0] >= begun and self._supersedes(last[1], mark):
                 return None
             if tags and any(self._recent.get(f"t {tag}", (0, b""))[0] >= begun for tag in tags):
                 return None
-            expires_at = time.monotonic() + min(max_age, self._max_age)
             entry = self._entries[name] = NearEntry(value, mark, expires_at, size, tags)
             self._size += size
             for tag in tags:
@@ -137,20 +147,21 @@ class Near(Generic[V]):
                 self._remove(next(iter(self._entries)))
             return entry
 
-    def _is_overtaken(self, name: str, begun: int, mark: bytes) -> bool:
-        last = self._recent.get(name)
-        return last is not None and last[0] >= begun and self._supersedes(last[1], mark)
-
     def _supersedes(self, told: bytes, mark: bytes) -> bool:
         """Whether a message with the mark `told` makes what carries `mark` out of date."""
         if not told or not mark:
             return True
-        return int(told) > int(mark) if self._is_ordered else told != mark
+        if told == mark or not self._is_ordered:
+            return told != mark
+        # Decimal numbers without leading zeros, which compare like this without being read.
+        return told > mark if len(told) == len(mark) else len(told) > len(mark)
 
     def note_use(self, name: str) -> None:
         """The entry was used: it goes last when room is needed."""
-        with suppress(KeyError):  # another thread dropped it
+        try:
             self._entries.move_to_end(name)
+        except KeyError:  # another thread dropped it
+            return
 
     def invalidate(self, name: str, mark: bytes = b"") -> None:
         """Somebody wrote this name; `mark` is what they wrote it with, empty for a deletion."""

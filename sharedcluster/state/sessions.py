@@ -26,10 +26,11 @@ from typing import Any, NamedTuple
 
 from sharedcluster.errors import Bug, SharedClusterError
 from sharedcluster.state.codec import Codec
-from sharedcluster.state.connection import GroupCommit, script_command
+from sharedcluster.state.connection import GroupCommit
 from sharedcluster.state.cookie import Cookie, CookieSigner, new_sid
 from sharedcluster.state.merge import merge
 from sharedcluster.state.near import Near
+from sharedcluster.state.scripting import PackedScript, ScriptPacker, script_command
 from sharedcluster.state.session import ENDED, Session, SessionDelta, SessionRecord
 from sharedcluster.state.settings import StateSettings
 from sharedcluster.state.wire import Argument, Command
@@ -40,6 +41,7 @@ TOUCH_FRACTION = 0.1
 TOMBSTONE_MS = 10_000
 # How often a merge is tried again under contention before the last writer wins.
 MERGE_ATTEMPTS = 20
+PACKERS_LIMIT = 100
 
 
 class SessionTooLargeError(SharedClusterError):
@@ -107,6 +109,8 @@ class SessionStore:
         self._settings = settings
         self._counts = counts
         self._absolute_ms = int(settings.session_absolute_timeout * 1000)
+        self._raw_prefix = self._prefix.encode()
+        self._packers: dict[tuple[bool, float, bool], ScriptPacker] = {}
 
     def open(self, signer: CookieSigner, read_cookies: Callable[[], Iterable[str]], idle: float) -> Session:
         """The session of a request; nothing is read or verified until somebody looks at it."""
@@ -119,7 +123,7 @@ class SessionStore:
         name = cookie.name
         entry = self._near.get(name)
         # A cookie as old as the idle time may belong to a session that has ended by itself, which sends no message.
-        is_live = _now_ms() < cookie.issued + idle * 1000
+        is_live = time.time() - idle < cookie.issued / 1000
         if entry is not None and is_live and not fresh and entry.value.version >= cookie.version:
             self._counts["session_near_hits"] += 1
             self._near.note_use(name)
@@ -137,7 +141,7 @@ class SessionStore:
         return record
 
     def _keep_near(self, name: str, record: SessionRecord, begun: int) -> None:
-        self._near.fill(name, record, begun, mark=b"%d" % record.version, size=record.size)
+        self._near.fill(name, record, begun, mark=str(record.version).encode(), size=record.size)
 
     @staticmethod
     def _parse(reply: list[bytes]) -> SessionRecord | None:
@@ -196,7 +200,7 @@ class SessionStore:
             # It raced with a login that rotated the id: a session of its own would push the new cookie out.
             self._counts["session_late_writes"] += bool(delta)
             return _KEEP
-        ending: list[Command] = []
+        ending: list[Command | PackedScript] = []
         if session._was_cleared and session._cookie is not None:
             tombstone_ms = TOMBSTONE_MS if delta.written else 0
             ending.append(self._destroy_command([session._cookie.name], tombstone_ms))
@@ -298,41 +302,51 @@ class SessionStore:
         *,
         creates: bool = False,
         merges: bool = False,
-    ) -> Command:
+    ) -> PackedScript:
         self._check_size(session, delta)
-        new_name = target if target != name else ""
-        args: list[Argument] = [
-            "1" if creates else "0",
-            int(session.idle * 1000),
-            self._absolute_ms,
-            self._channel,
-            self._user_prefix,
-            name,
+        raw_name, new_name = name.encode(), target.encode() if target != name else b""
+        args = [
+            raw_name,
             new_name,
-            0 if creates or session._record is None else session._record.version,
-            session._wanted_user or "",
-            int(merges),
-            len(delta.written),
+            b"0" if creates or session._record is None else str(session._record.version).encode(),
+            (session._wanted_user or "").encode(),
+            str(len(delta.written)).encode(),
         ]
         for key, raw in delta.written.items():
-            args += (_stored_name(key), session._stored.get(key, b"") if merges else b"", raw)
-        args += map(_stored_name, delta.removed)
-        keys = [self._prefix + name, self._prefix + new_name] if new_name else [self._prefix + name]
-        return script_command("session_save", keys, args)
+            args += (_stored_name(key).encode(), session._stored.get(key, b"") if merges else b"", raw)
+        args += [_stored_name(key).encode() for key in delta.removed]
+        prefix = self._raw_prefix
+        keys = (prefix + raw_name, prefix + new_name) if new_name else (prefix + raw_name,)
+        return self._save_packer(creates, session.idle, merges).pack(keys, args)
+
+    def _save_packer(self, creates: bool, idle: float, merges: bool) -> ScriptPacker:
+        kind = (creates, idle, merges)
+        packer = self._packers.get(kind)
+        if packer is None:
+            if len(self._packers) >= PACKERS_LIMIT:  # an application that changes its idle time all the time
+                self._packers.clear()
+            create, merge = b"%d" % creates, b"%d" % merges
+            idle_ms, absolute_ms = b"%d" % (idle * 1000), b"%d" % self._absolute_ms
+            constants = (create, idle_ms, absolute_ms, self._channel.encode(), self._user_prefix.encode(), merge)
+            packer = self._packers[kind] = ScriptPacker("session_save", constants)
+        return packer
 
     def _check_size(self, session: Session, delta: SessionDelta) -> None:
+        field_limit, limit = self._settings.session_field_limit, self._settings.session_limit
+        sizes = [*map(len, delta.written.values())]
+        total = sum(map(len, session._stored.values())) + sum(sizes)
+        if total <= limit and (not sizes or max(sizes) <= field_limit):
+            return
         for key, raw in delta.written.items():
-            if len(raw) > self._settings.session_field_limit:
+            if len(raw) > field_limit:
                 raise SessionTooLargeError(
                     f"session[{key!r}] is {len(raw)} bytes, more than SHAREDCLUSTER_SESSION_FIELD_LIMIT"
-                    f" ({self._settings.session_field_limit}). Keep large values in the cache or a database."
+                    f" ({field_limit}). Keep large values in the cache or a database."
                 )
-        total = sum(map(len, (*session._stored.values(), *delta.written.values())))
-        if total > self._settings.session_limit:
-            raise SessionTooLargeError(
-                f"the session is {total} bytes, more than SHAREDCLUSTER_SESSION_LIMIT"
-                f" ({self._settings.session_limit}). Keep large values in the cache or a database."
-            )
+        raise SessionTooLargeError(
+            f"the session is {total} bytes, more than SHAREDCLUSTER_SESSION_LIMIT"
+            f" ({limit}). Keep large values in the cache or a database."
+        )
 
     def _refresh(self, session: Session, signer: CookieSigner, refresh: bool) -> SaveOutcome:
         """Nothing changed: touch it if that is due, and hand out a cookie if this one says too little."""

@@ -30,6 +30,7 @@ import redis
 
 from sharedcluster.errors import StateUnavailableError
 from sharedcluster.state.connection import GroupCommit
+from sharedcluster.state.runtime import THREADS, Runtime
 from sharedcluster.state.settings import StateSettings
 from sharedcluster.state.wire import Address, ReplyError, Wire, pack
 
@@ -45,7 +46,14 @@ class _GapError(Exception):
 class Subscriber:
     """Listens on channels and tells gaps. `listen` before or after `start`; both are safe from any thread."""
 
-    def __init__(self, address: Address, commit: GroupCommit, namespace: str, settings: StateSettings) -> None:
+    def __init__(
+        self,
+        address: Address,
+        commit: GroupCommit,
+        namespace: str,
+        settings: StateSettings,
+        runtime: Runtime = THREADS,
+    ) -> None:
         self.on_gap: list[Callable[[], None]] = []
         self.on_first_pulse: list[Callable[[], None]] = []  # run once, in the pulse's thread
         self.gaps = 0
@@ -56,6 +64,8 @@ class Subscriber:
         self._address = address
         self._commit = commit
         self._settings = settings
+        self._runtime = runtime
+        self._trust_timeout = settings.trust_timeout
         self._heartbeat_channel = f"{namespace}:hb:{secrets.token_hex(8)}"
         self._handlers: dict[bytes, Handler] = {}
         self._confirmed: dict[bytes, threading.Event] = {}
@@ -73,7 +83,7 @@ class Subscriber:
 
     def is_trusted(self) -> bool:
         """True while delivery is proven (law 3)."""
-        return time.monotonic() - self.proven_at < self._settings.trust_timeout
+        return time.monotonic() - self.proven_at < self._trust_timeout
 
     def listen(self, channel: str, handler: Handler, on_confirmed: Callable[[], None] | None = None) -> None:
         """Call `handler` with the payload of each message on this channel; one handler per channel.
@@ -170,7 +180,7 @@ class Subscriber:
             wire.close()
 
     def _listen_once(self) -> None:
-        wire = Wire(self._address)
+        wire = Wire(self._address, self._runtime)
         wire.settimeout(0.25)
         self._connected_at = time.monotonic()
         with self._lock:
@@ -216,7 +226,7 @@ class Subscriber:
             raise _GapError("no heartbeat came back")
 
     def _handle(self, reply: Any, confirmed: set[bytes]) -> None:
-        if isinstance(reply, ReplyError):
+        if type(reply) is ReplyError:
             raise reply
         kind, channel = reply[0], reply[1]
         if kind == b"message":

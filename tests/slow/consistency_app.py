@@ -19,6 +19,7 @@ from sharedcluster import SharedCluster
 from sharedcluster.state import SharedState
 from sharedcluster.state import cache as cache_room
 from sharedcluster.state import connection as connection_room
+from sharedcluster.state import scripting as script_room
 from sharedcluster.state.broadcast import Subscription
 from sharedcluster.state.cookie import Cookie
 from sharedcluster.state.near import Near
@@ -208,20 +209,20 @@ def replace_in_script(name: str, old: str, new: str) -> Callable[[], None]:
     """Take a condition out of a script."""
 
     def replace() -> None:
-        sha = connection_room._script_sha(name)
-        text = connection_room._TEXTS[sha]
+        sha = script_room.script_sha(name)
+        text = script_room._TEXTS[sha]
         assert old in text, (name, old)
         broken = text.replace(old, new)
         import hashlib
 
         broken_sha = hashlib.sha1(broken.encode(), usedforsecurity=False).hexdigest()
-        connection_room._TEXTS[broken_sha] = broken
-        plain = connection_room._script_sha
+        script_room._TEXTS[broken_sha] = broken
+        plain = script_room.script_sha
 
         def script_sha(asked: str) -> str:
             return broken_sha if asked == name else plain(asked)
 
-        connection_room._script_sha = script_sha  # type: ignore[assignment]
+        script_room.script_sha = script_sha  # type: ignore[assignment]
 
     return replace
 

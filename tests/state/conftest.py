@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from sharedcluster.flask import find_runtime
 from sharedcluster.state import SharedState, StateSettings
 from tests.redis_process import RedisProcess, find_redis_server
 
@@ -52,7 +53,7 @@ def make_state(redis_url: str, namespace: str) -> Iterator[MakeState]:
     made: list[SharedState] = []
 
     def make(url: str = redis_url, *, ready: bool = True, **settings: object) -> SharedState:
-        state = SharedState(url, namespace, replace(StateSettings(), **settings))  # type: ignore[arg-type]
+        state = SharedState(url, namespace, replace(StateSettings(), **settings), find_runtime())  # type: ignore[arg-type]
         made.append(state)
         state.start()
         if ready:

@@ -12,6 +12,7 @@ import pytest
 from gevent.monkey import is_module_patched
 
 from sharedcluster.errors import Bug, StateUnavailableError
+from sharedcluster.flask import find_runtime
 from sharedcluster.state.connection import GroupCommit
 from sharedcluster.state.settings import StateSettings
 from sharedcluster.state.wire import Address, Command, ReplyError, Wire
@@ -24,7 +25,7 @@ from tests.waiting import wait_until
 def commit(redis_url: str) -> Iterator[GroupCommit]:
     """A connection of its own to the shared server."""
     settings = StateSettings()
-    group = GroupCommit(Address(redis_url, settings), settings)
+    group = GroupCommit(Address(redis_url, settings), settings, find_runtime())
     yield group
     group.close()
 
@@ -222,7 +223,7 @@ def test_a_killed_waiter_is_left_out(commit: GroupCommit, namespace: str, monkey
 def test_a_stalled_server_costs_at_most_the_timeouts(own_redis: RedisProcess) -> None:
     """Redis accepts and never answers: every caller, waiting or leading, is told within about a second."""
     settings = StateSettings()
-    commit = GroupCommit(Address(own_redis.url, settings), settings)
+    commit = GroupCommit(Address(own_redis.url, settings), settings, find_runtime())
     commit.call("PING")
     own_redis.signal(signal.SIGSTOP)
     waits: list[float] = []
@@ -246,7 +247,7 @@ def test_a_stalled_server_costs_at_most_the_timeouts(own_redis: RedisProcess) ->
 def test_the_breaker_answers_at_once_and_lets_probes_through(own_redis: RedisProcess) -> None:
     """Redis is gone: after three failures callers are refused in microseconds; when it is back, one probe finds it."""
     settings = StateSettings(probe_interval=0.2)
-    commit = GroupCommit(Address(own_redis.url, settings), settings)
+    commit = GroupCommit(Address(own_redis.url, settings), settings, find_runtime())
     commit.call("PING")
     own_redis.kill()
     for _ in range(3):
@@ -273,7 +274,7 @@ def test_the_breaker_answers_at_once_and_lets_probes_through(own_redis: RedisPro
 def test_a_server_that_restarted_while_we_were_idle_is_not_noticed(own_redis: RedisProcess) -> None:
     """A dead idle connection is found before anything is sent: even a command that may not be repeated succeeds."""
     settings = StateSettings()
-    commit = GroupCommit(Address(own_redis.url, settings), settings)
+    commit = GroupCommit(Address(own_redis.url, settings), settings, find_runtime())
     commit.call("PING")
     own_redis.kill()
     own_redis.start()
@@ -286,7 +287,7 @@ def test_a_command_that_may_not_be_repeated_is_not(redis_url: str, namespace: st
     """The link breaks after the command was sent: INCR is reported as unknown, never sent a second time."""
     settings = StateSettings()
     with Link(redis_url) as proxy:
-        commit = GroupCommit(Address(proxy.url, settings), settings)
+        commit = GroupCommit(Address(proxy.url, settings), settings, find_runtime())
         commit.call("PING")
         proxy.mode = "cut replies"
         with pytest.raises(StateUnavailableError):
@@ -337,7 +338,7 @@ def test_blocking_commands_have_their_own_way(commit: GroupCommit, namespace: st
 def test_the_queue_is_bounded(redis_url: str) -> None:
     """When more wait than the limit allows, the next one is refused at once instead of waiting without end."""
     settings = StateSettings(queue_limit=0)
-    commit = GroupCommit(Address(redis_url, settings), settings)
+    commit = GroupCommit(Address(redis_url, settings), settings, find_runtime())
     commit._leading = True
     with pytest.raises(StateUnavailableError, match="too many"):
         commit.call("PING")

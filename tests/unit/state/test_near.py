@@ -15,6 +15,17 @@ def make_near(*, entries: int = 100, size: int = 10_000, max_age: float = 60.0, 
     return Near(lambda: True, entries=entries, size=size, max_age=max_age, ordered=ordered)
 
 
+@pytest.mark.parametrize(
+    ("told", "mark", "is_dropped"), [(9, 10, False), (10, 9, True), (10, 10, False), (99, 100, False)]
+)
+def test_versions_are_compared_as_numbers(told: int, mark: int, is_dropped: bool) -> None:
+    """A message of an older version says nothing against a newer entry, however many digits they have."""
+    near = make_near(ordered=True)
+    near.fill("k", "value", near.begin(), mark=b"%d" % mark)
+    near.invalidate("k", b"%d" % told)
+    assert (near.get("k") is None) == is_dropped
+
+
 class World:
     """One value in Redis, one worker with a near copy, two readers, two writers; messages arrive in order."""
 
