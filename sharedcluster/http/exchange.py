@@ -11,12 +11,10 @@ import io
 import logging
 import os
 import stat
-import time
 from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-
-from greenlet import getcurrent
 
 from sharedcluster.http import policy
 from sharedcluster.http.access_log import request_id
@@ -85,26 +83,24 @@ class Exchange:
         "started_at",
     )
 
-    def __init__(self, connection: Connection, head: Head, body: Any) -> None:
+    def __init__(self, connection: Connection, head: Head, body: Any, greenlet: greenlet) -> None:
         self.connection = connection
         self.head = head
         self.input = body
+        self.greenlet = greenlet
         self.response: ResponseHead | None = None
-        self.is_over = False
-        self.has_switched = False
-        self.is_winding_up = False
+        self.is_over = self.has_switched = self.is_winding_up = False
         self.request_id: str | None = None
         self._status: str | None = None
+        self.bytes_out = 0
+        self.started_at = monotonic()
 
     def run(self) -> bool:
         """Serve the request and hand the connection back. Raises nothing."""
         connection = self.connection
-        self.started_at = time.monotonic()
-        self.greenlet: greenlet = getcurrent()
-        self.bytes_out = 0
         head = self.head
         server = connection.server
-        environ = head.environ.copy()
+        environ = head.environ_for(connection.address, connection.port)
         if self.input is not None:
             environ["wsgi.input"] = io.BufferedReader(self.input) if type(self.input) is BodyStream else self.input
         elif head.upgrade:
@@ -124,7 +120,7 @@ class Exchange:
         except BaseException as error:
             self._fail(error, environ)
         del environ
-        if type(self.input) is UpgradeSocket:
+        if self.input is not None and type(self.input) is UpgradeSocket:
             self.input.retire()
         connection.finish(self)
         return not self.is_over
@@ -202,7 +198,7 @@ class Exchange:
         standing = server.standing
         head = self.head
         keep_alive = head.keep_alive and (not server.is_draining or server.moves(self.connection))
-        if type(self.input) is BodyStream:
+        if self.input is not None and type(self.input) is BodyStream:
             keep_alive = keep_alive and self.input.is_nearly_read
         if self.request_id is not None:
             standing = self.add_id(standing)

@@ -22,7 +22,7 @@ from sharedcluster.http.transport import READ, ClientGone, os_read, os_write
 from sharedcluster.http.upgrade import Pump, TakenSocket
 
 if TYPE_CHECKING:
-    from sharedcluster.http.settings import Environ, Proxied
+    from sharedcluster.http.settings import Proxied
 
 log = logging.getLogger("sharedcluster.http")
 
@@ -100,10 +100,10 @@ class TlsConnection(Connection):
         fd: int,
         peer: tuple[str, int] | None,
         proxied: Proxied | None,
-        template: Environ,
+        client: tuple[str, int] | None,
         reader: Any,
     ) -> None:
-        super().__init__(server, index, fd, peer, proxied, template, reader)
+        super().__init__(server, index, fd, peer, proxied, client, reader)
         context: ssl.SSLContext = server.tls_of(index)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -188,6 +188,13 @@ class TlsConnection(Connection):
             self._flush()
         except OSError as error:
             raise ClientGone(str(error)) from None
+
+    def has_more(self) -> bool:
+        """As the plain one. Its end may have been encrypted, too, so it has to be read."""
+        try:
+            return self.receive() != b""
+        except OSError:
+            return False
 
     def say_end(self) -> None:
         """close_notify: without it a client cannot tell the end from a cut (RFC 8446 6.1)."""
