@@ -341,9 +341,10 @@ class Connection(Transport):
 
     def finish(self, exchange: Exchange) -> None:
         """The exchange is over (called in its greenlet): be idle again, or end."""
-        server = self.server
-        server.count(exchange)
-        self._exchange = self._head = self._body = None
+        self._exchange = None
+        body = exchange.input
+        if body is not None:
+            self._head = self._body = None
         self._is_held = self._is_opening or self._is_at_end
         if self.phase != SERVING:  # lost, refused or taken over meanwhile
             if self.phase == LINGERING:
@@ -351,11 +352,10 @@ class Connection(Transport):
             elif self.phase == TAKEN:
                 self.end_taken()
             return
-        body = exchange.input
-        is_streamed = body is not None and type(body) is BodyStream
-        if exchange.response is None or not exchange.keep_alive or (is_streamed and not self._drop_body(body)):
-            self._end(exchange, is_streamed)
+        if not exchange.keep_alive or (body is not None and not self._drop_body(body)):
+            self._end(exchange)
             return
+        server = self.server
         self.phase = IDLE
         self.expiry = server.idle_until
         if self._buffer or self._is_at_end:
@@ -378,8 +378,10 @@ class Connection(Transport):
             self.close()
         self.watch()
 
-    def _drop_body(self, body: BodyStream) -> bool:
+    def _drop_body(self, body: Any) -> bool:
         """Read what the application left of a body, which is known to be little."""
+        if type(body) is not BodyStream:
+            return True
         try:
             while body.unread:
                 body.take()
@@ -387,15 +389,15 @@ class Connection(Transport):
             return False
         return body.unread == 0
 
-    def _end(self, exchange: Exchange, is_streamed: bool) -> None:
+    def _end(self, exchange: Exchange) -> None:
         """The last response has been sent. Close at once if the client asked for it and all it sent was read."""
         if self.phase != SERVING:
             return
-        if exchange.head.keep_alive or self._buffer or is_streamed or self.has_more():
-            self._linger()
-        else:
-            self.say_end()
+        may_close = not (exchange.head.keep_alive or self._buffer or type(exchange.input) is BodyStream)
+        if may_close and self.part():
             self.close()
+        else:
+            self._linger()
 
     def push_back(self, data: bytes) -> None:
         """Bytes behind the end of a body: the next message's."""
@@ -458,9 +460,9 @@ class Connection(Transport):
 
     def release(self) -> ReleasedConnection:
         """Let go of the descriptor without closing it."""
-        released = ReleasedConnection(self.fd, self.index, self.peer, self.proxied)
-        self._leave()
-        return released
+        fd, self.fd = self.fd, -1
+        self.close()
+        return ReleasedConnection(fd, self.index, self.peer, self.proxied)
 
     def hurry(self) -> None:
         """The worker drains: who is idle may send one more request; who never ends is told to."""
@@ -556,23 +558,18 @@ class Connection(Transport):
             self.watch()
 
     def close(self) -> None:
-        """Close the descriptor and forget everything."""
+        """Close the descriptor, unless it is another's by now, and forget everything."""
         if self.phase == CLOSED:
             return
-        taken, self._taken = self._taken, None
-        fd = self._leave()
-        if fd >= 0:
-            os_close(fd)
-        if taken is not None:
-            taken.close()
-
-    def _leave(self) -> int:
-        """Forget everything, and return the descriptor."""
         self.phase = CLOSED
         if self._watcher is not None or self._waiting_on is not None:
             self.detach()
-        fd, self.fd = self.fd, -1
         self.expiry = NEVER
         self._buffer = b""
         self.server.forget(self)
-        return fd
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os_close(fd)
+        if self._taken is not None:
+            taken, self._taken = self._taken, None
+            taken.close()

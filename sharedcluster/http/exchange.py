@@ -42,6 +42,10 @@ class RequestEnded(BaseException):
     """Raised inside an application whose request is over: its time is up, or its client has left an event stream."""
 
 
+class WoundUp(RequestEnded):
+    """Raised inside an event stream whose client is to see a proper end."""
+
+
 class FileWrapper:
     """`wsgi.file_wrapper`: an open file, sent with sendfile where that is possible."""
 
@@ -75,7 +79,6 @@ class Exchange:
         "head",
         "input",
         "is_over",
-        "is_winding_up",
         "keep_alive",
         "left",
         "request_id",
@@ -89,7 +92,7 @@ class Exchange:
         self.input = body
         self.greenlet = greenlet
         self.response: ResponseHead | None = None
-        self.is_over = self.has_switched = self.is_winding_up = False
+        self.is_over = self.has_switched = self.keep_alive = False
         self.request_id: str | None = None
         self._status: str | None = None
         self.bytes_out = 0
@@ -108,20 +111,34 @@ class Exchange:
         if server.access_log is not None:
             environ["sharedcluster.request_id"] = self.request_id = request_id(environ)
         try:
-            result = server.application(environ, self.start_response)
+            application = server.application
+            result = application(environ, self.start_response)
             if type(result) is list and len(result) == 1 and self.response is None and not self.is_over:
                 self._send_whole(result[0])
             else:
                 self._send_and_close(result)
         except ClientGone:
             connection.close()
-        except RequestEnded:
-            self._say_last()
+        except RequestEnded as ended:
+            self._say_last(ended)
         except BaseException as error:
             self._fail(error, environ)
         del environ
         if self.input is not None and type(self.input) is UpgradeSocket:
             self.input.retire()
+        # Counted here and not by the server: it is one call less for each request.
+        counters = server.counters
+        server.in_flight -= 1
+        counters.requests += 1
+        counters.bytes_out += self.bytes_out
+        seconds = monotonic() - self.started_at
+        counters.latency[int(seconds * 1e6).bit_length()] += 1
+        if self.response is not None:
+            counters.by_class[self.response.kind] += 1
+        elif self.has_switched:
+            counters.by_class[1] += 1
+        if server.access_log is not None:
+            server.log_exchange(self, seconds)
         connection.finish(self)
         return not self.is_over
 
@@ -146,7 +163,10 @@ class Exchange:
             data = response.data + body
             self._sent_head = True
             self.bytes_out = len(data)
-            self.connection.send(data)
+            if response.keep_alive:
+                self.connection.send(data)
+            else:
+                self.connection.send_last(data)
         else:
             self._write(body)
             self._finish_body()
@@ -307,13 +327,12 @@ class Exchange:
 
     def wind_up(self) -> None:
         """From the loop: end an event stream politely, as if the application had returned."""
-        self.is_winding_up = True
-        self.greenlet.throw(RequestEnded())
+        self.greenlet.throw(WoundUp())
 
-    def _say_last(self) -> None:
-        """RequestEnded has come through the application."""
+    def _say_last(self, ended: RequestEnded) -> None:
+        """`ended` has come through the application."""
         self.is_over = True
-        if self.is_winding_up and self.response is not None:
+        if type(ended) is WoundUp and self.response is not None:
             self.keep_alive = False
             try:
                 self._finish_body()

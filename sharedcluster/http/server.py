@@ -81,12 +81,14 @@ class Server:
         self.counters = Counters()
         self.is_draining = False
         self.on_idle: Callable[[ReleasedConnection], None] | None = None
-        self.concurrency: float = settings.limit_concurrency or float("inf")
+        self.concurrency = settings.limit_concurrency or sys.maxsize
         self.request_timeout = settings.request_timeout
         self.access_log = settings.access_log
         self._access_line = json_line if settings.access_log_format == "json" else text_line
         self.standing = ""
         self.idle_until = NEVER
+        self.unread = bytearray(4)
+        """What Transport.part asks the kernel to fill in; one for all, for nobody waits between that and the look."""
         self._extra = dict(environ or {})
         self._readers: dict[int, Readers] = {}
         self._tls: dict[int, ssl.SSLContext] = {}
@@ -231,22 +233,8 @@ class Server:
         elif self.is_draining:
             connection.hurry()
 
-    def count(self, exchange: Exchange) -> None:
-        """An exchange is over."""
-        counters = self.counters
-        self.in_flight -= 1
-        counters.requests += 1
-        counters.bytes_out += exchange.bytes_out
-        seconds = time.monotonic() - exchange.started_at
-        counters.latency[int(seconds * 1e6).bit_length()] += 1
-        if exchange.response is not None:
-            counters.by_class[exchange.response.code // 100] += 1
-        elif exchange.has_switched:
-            counters.by_class[1] += 1
-        if self.access_log is not None:
-            self._log_exchange(exchange, seconds)
-
-    def _log_exchange(self, exchange: Exchange, seconds: float) -> None:
+    def log_exchange(self, exchange: Exchange, seconds: float) -> None:
+        """Write a finished exchange, which took `seconds`, to the access log."""
         connection = exchange.connection
         environ = exchange.head.environ_for(connection.address, connection.port)
         environ["sharedcluster.request_id"] = exchange.request_id

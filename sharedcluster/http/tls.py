@@ -181,6 +181,10 @@ class TlsConnection(Connection):
             wire, self._unsent = self._unsent + self._outgoing.read(), b""
             super().send(wire)
 
+    def send_last(self, data: bytes) -> None:
+        """As `send`; the end of what is encrypted has to be said before that of the connection."""
+        self.send(data)
+
     def answer(self, data: bytes) -> None:
         """As the plain one."""
         try:
@@ -189,12 +193,15 @@ class TlsConnection(Connection):
         except OSError as error:
             raise ClientGone(str(error)) from None
 
-    def has_more(self) -> bool:
-        """As the plain one. Its end may have been encrypted, too, so it has to be read."""
+    def part(self) -> bool:
+        """As the plain one; only reading tells whether what has come is more than the peer's close_notify."""
         try:
-            return self.receive() != b""
+            if self.receive() != b"":
+                return False
         except OSError:
-            return False
+            pass
+        self.say_end()
+        return True
 
     def say_end(self) -> None:
         """close_notify: without it a client cannot tell the end from a cut (RFC 8446 6.1)."""

@@ -9,10 +9,10 @@ Laws:
 
 from __future__ import annotations
 
-import _socket
 import os
 import posix
 import time
+from _socket import AF_INET, MSG_MORE, SHUT_WR, SOCK_NONBLOCK, SOCK_STREAM, socket
 from fcntl import ioctl
 from termios import FIONREAD
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,9 @@ os_close = posix.close
 os_read = posix.read
 os_write = posix.write
 
+NON_BLOCKING_STREAM = SOCK_STREAM | SOCK_NONBLOCK
 NONE_UNREAD = bytes(4)
-"""What FIONREAD says of a descriptor with nothing to read: an int of C, 0."""
+"""What FIONREAD fills in for a descriptor with nothing to read: an int of C, 0."""
 
 
 class ClientGone(OSError):  # noqa: N818 - a fact, as in "client disconnected"
@@ -119,6 +120,32 @@ class Transport:
                 self._wait_writable()
                 rest = rest[self._try_write(rest) :]
 
+    def send_last(self, data: bytes) -> None:
+        """As `send`, and then close the sending side: `data` is all that was left to say.
+
+        The end leaves in the segment of the data, so there is one packet less to make and one wake-up less for the
+        client; it leaves now, not with the last copy of the descriptor, which may be another process's; and whatever
+        the client sends from here on can reset the connection, but not take back what it was sent.
+        """
+        sock = self._as_socket()
+        try:
+            sent = sock.send(data, MSG_MORE)
+            if sent == len(data):
+                sock.shutdown(SHUT_WR)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise ClientGone(str(error)) from None
+        finally:
+            sock.detach()
+        if sent < len(data):
+            self.send(data[sent:])
+
+    def _as_socket(self) -> socket:
+        """For calls that need one. To be detached: the descriptor stays the connection's. The family says nothing."""
+        # Made non-blocking, or a default timeout of the application's would let a send wait for the client.
+        return socket(AF_INET, NON_BLOCKING_STREAM, 0, self.fd)
+
     def _try_write(self, data: memoryview) -> int:
         try:
             return os_write(self.fd, data)
@@ -146,13 +173,17 @@ class Transport:
         """Write as much of a short message as the client takes at once; raises ClientGone."""
         self._try_write(memoryview(data))
 
-    def has_more(self) -> bool:
-        """Whether the client has sent what was not read; to close the descriptor then resets the connection."""
+    def part(self) -> bool:
+        """Say the last word before the descriptor is closed. False if the client has sent what was not read.
+
+        Closing would reset the connection then.
+        """
+        unread = self.server.unread
         try:
-            # Not by reading: that there is nothing would be an exception, with its text, and costs four times as much.
-            return ioctl(self.fd, FIONREAD, NONE_UNREAD) != NONE_UNREAD
+            ioctl(self.fd, FIONREAD, unread)  # not a read: that there is nothing would be an exception, which is dear
         except OSError:
-            return False
+            return True
+        return unread == NONE_UNREAD
 
     def say_end(self) -> None:
         """Tell the peer, where the transport has words for it, that nothing more will be sent."""
@@ -160,9 +191,9 @@ class Transport:
     def half_close(self) -> None:
         """Close the sending side only; raises OSError if the client has left."""
         self.say_end()
-        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, self.fd)
+        sock = self._as_socket()
         try:
-            sock.shutdown(_socket.SHUT_WR)
+            sock.shutdown(SHUT_WR)
         finally:
             sock.detach()
 
