@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import io
 import logging
-import time
 from typing import TYPE_CHECKING, Any
 
 from sharedcluster.http import policy
@@ -91,11 +90,7 @@ class Connection(Transport):
         self.peer = peer
         self.proxied = proxied
         self.reader = reader
-        if client is None:
-            self.address = self.port = ""
-        else:
-            self.address = client[0]
-            self.port = f"{client[1]}"
+        self.address, self.port = ("", "") if client is None else (client[0], f"{client[1]}")
         self.slot = GONE
         self._watcher = self._waiter = self._waiting_on = None
         self._is_watching = False
@@ -353,7 +348,8 @@ class Connection(Transport):
                 self.end_taken()
             return
         if not exchange.keep_alive or (body is not None and not self._drop_body(body)):
-            self._end(exchange)
+            if self.phase == SERVING:  # else it was lost while the body was dropped
+                self._end(exchange)
             return
         server = self.server
         self.phase = IDLE
@@ -391,13 +387,10 @@ class Connection(Transport):
 
     def _end(self, exchange: Exchange) -> None:
         """The last response has been sent. Close at once if the client asked for it and all it sent was read."""
-        if self.phase != SERVING:
-            return
-        may_close = not (exchange.head.keep_alive or self._buffer or type(exchange.input) is BodyStream)
-        if may_close and self.part():
-            self.close()
-        else:
+        if exchange.head.keep_alive or self._buffer or type(exchange.input) is BodyStream or not self.part():
             self._linger()
+        else:
+            self.close()
 
     def push_back(self, data: bytes) -> None:
         """Bytes behind the end of a body: the next message's."""
@@ -477,7 +470,7 @@ class Connection(Transport):
         """Close now, and end the application's work on it."""
         exchange = self._exchange
         if exchange is not None and self.phase == SERVING:
-            log.warning("cut after %.1f s: %s", time.monotonic() - exchange.started_at, exchange.describe())
+            log.warning("cut after %.1f s: %s", exchange.age, exchange.describe())
         self.close()
         if exchange is not None:
             self.server.loop.run_callback(self._end_cut, exchange)
@@ -491,7 +484,7 @@ class Connection(Transport):
         """The wheel: `expiry` has passed."""
         phase = self.phase
         if phase == SERVING:
-            self._expire_serving(now)
+            self._expire_serving()
         elif phase == HEAD:
             self.refuse(Refused(policy.HEAD_TIMEOUT))
         elif phase == BODY:
@@ -501,7 +494,7 @@ class Connection(Transport):
         elif phase != TAKEN:
             self.close()
 
-    def _expire_serving(self, now: float) -> None:
+    def _expire_serving(self) -> None:
         """A wait has taken too long, or the request has."""
         exchange = self._exchange
         if exchange is None:
@@ -510,7 +503,7 @@ class Connection(Transport):
         if exchange.is_event_stream:
             if self.server.is_draining and not self._wake(False):
                 exchange.wind_up()
-        elif timeout and now - exchange.started_at >= timeout:
+        elif timeout and exchange.age >= timeout:
             exchange.end(policy.REQUEST_TIMEOUT)
         elif not self._wake(False):
             self.expiry = NEVER

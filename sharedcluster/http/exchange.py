@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from time import monotonic
+from time import monotonic_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ class Exchange:
         "left",
         "request_id",
         "response",
-        "started_at",
+        "started",
     )
 
     def __init__(self, connection: Connection, head: Head, body: Any, greenlet: greenlet) -> None:
@@ -96,7 +96,7 @@ class Exchange:
         self.request_id: str | None = None
         self._status: str | None = None
         self.bytes_out = 0
-        self.started_at = monotonic()
+        self.started = monotonic_ns()
 
     def run(self) -> bool:
         """Serve the request and hand the connection back. Raises nothing."""
@@ -131,14 +131,14 @@ class Exchange:
         server.in_flight -= 1
         counters.requests += 1
         counters.bytes_out += self.bytes_out
-        seconds = monotonic() - self.started_at
-        counters.latency[int(seconds * 1e6).bit_length()] += 1
+        duration = monotonic_ns() - self.started
+        counters.latency[(duration // 1000).bit_length()] += 1
         if self.response is not None:
             counters.by_class[self.response.kind] += 1
         elif self.has_switched:
             counters.by_class[1] += 1
         if server.access_log is not None:
-            server.log_exchange(self, seconds)
+            server.log_exchange(self, duration / 1e9)
         connection.finish(self)
         return not self.is_over
 
@@ -163,7 +163,7 @@ class Exchange:
             data = response.data + body
             self._sent_head = True
             self.bytes_out = len(data)
-            if response.keep_alive:
+            if self.keep_alive:
                 self.connection.send(data)
             else:
                 self.connection.send_last(data)
@@ -258,9 +258,15 @@ class Exchange:
                 self.bytes_out += len(response.data)
                 self.connection.send(response.data)
         if data:
-            self.bytes_out += len(data)
-            self.connection.send(data)
+            self._send(data, is_last=self.left == 0)
         return takes_more
+
+    def _send(self, data: bytes, *, is_last: bool) -> None:
+        self.bytes_out += len(data)
+        if is_last and not self.keep_alive:
+            self.connection.send_last(data)
+        else:
+            self.connection.send(data)
 
     def _cut(self, data: bytes) -> bytes:
         """More body than Content-Length: what is beyond would be read as the next response, so it is not sent."""
@@ -274,8 +280,7 @@ class Exchange:
             end = b"0\r\n\r\n" if response.chunked else b""
             data = end if self._sent_head else response.data + end
             self._sent_head = True
-            self.bytes_out += len(data)
-            self.connection.send(data)
+            self._send(data, is_last=True)
         if response.has_body and self.left > 0:
             log.error("%s: the body is %d bytes shorter than its Content-Length", self.describe(), self.left)
             self.keep_alive = False
@@ -342,6 +347,11 @@ class Exchange:
     def add_id(self, standing: str) -> str:
         """The field lines every response carries, with the request's id if it has one."""
         return standing if self.request_id is None else f"{standing}X-Request-ID: {self.request_id}\r\n"
+
+    @property
+    def age(self) -> float:
+        """Seconds since the application was started."""
+        return (monotonic_ns() - self.started) / 1e9
 
     @property
     def has_begun(self) -> bool:

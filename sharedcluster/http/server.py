@@ -253,7 +253,7 @@ class Server:
             seconds = 0.0
             if exchange is not None:
                 environ = {**environ, "sharedcluster.request_id": exchange.request_id}
-                seconds = time.monotonic() - exchange.started_at
+                seconds = exchange.age
             self._log_access(environ, refused.rule.status, 0, seconds)
 
     def _log_access(self, environ: Environ, status: int, sent: int, seconds: float) -> None:

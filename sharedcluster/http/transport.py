@@ -115,10 +115,7 @@ class Transport:
         except OSError as error:
             raise ClientGone(str(error)) from None
         if sent < len(data):
-            rest = memoryview(data)[sent:]
-            while rest:
-                self._wait_writable()
-                rest = rest[self._try_write(rest) :]
+            self._send_rest(memoryview(data)[sent:])
 
     def send_last(self, data: bytes) -> None:
         """As `send`, and then close the sending side: `data` is all that was left to say.
@@ -139,12 +136,17 @@ class Transport:
         finally:
             sock.detach()
         if sent < len(data):
-            self.send(data[sent:])
+            self._send_rest(memoryview(data)[sent:])
 
     def _as_socket(self) -> socket:
         """For calls that need one. To be detached: the descriptor stays the connection's. The family says nothing."""
         # Made non-blocking, or a default timeout of the application's would let a send wait for the client.
         return socket(AF_INET, NON_BLOCKING_STREAM, 0, self.fd)
+
+    def _send_rest(self, rest: memoryview) -> None:
+        while rest:
+            self._wait_writable()
+            rest = rest[self._try_write(rest) :]
 
     def _try_write(self, data: memoryview) -> int:
         try:

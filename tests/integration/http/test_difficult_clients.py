@@ -146,7 +146,7 @@ def test_a_client_that_sends_on_after_its_last_request(
 
 def test_a_client_that_has_said_all_is_closed_at_once(served: Served) -> None:
     """Whoever announces its last request and keeps to it costs no lingering: when it reads the end it is forgotten."""
-    for path in ("/plain", "/stream", "/slow?0.01", "/file?4999990"):
+    for path in ("/plain", "/stream", "/slow?0.01", "/file?4999990", "/lazy", "/write", "/nothing", "/endless?2500"):
         with served.connect() as sock:
             sock.sendall(get(path))
             assert read_all(sock)
