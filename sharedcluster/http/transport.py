@@ -139,7 +139,13 @@ class Transport:
             self._send_rest(memoryview(data)[sent:])
 
     def _as_socket(self) -> socket:
-        """For calls that need one. To be detached: the descriptor stays the connection's. The family says nothing."""
+        """For calls that need one. To be detached: the descriptor stays the connection's. The family says nothing.
+
+        Raises:
+            ClientGone: The connection is closed.
+        """
+        if self.fd < 0:
+            raise ClientGone("the connection was closed")
         # Made non-blocking, or a default timeout of the application's would let a send wait for the client.
         return socket(AF_INET, NON_BLOCKING_STREAM, 0, self.fd)
 

@@ -153,6 +153,20 @@ def test_a_client_that_has_said_all_is_closed_at_once(served: Served) -> None:
             assert served.notes()["connections"] == 1, path
 
 
+@pytest.mark.parametrize("fields", [[], ["Connection: keep-alive"]])
+def test_a_client_that_resets_before_its_answer(serve: Serve, fields: list[str]) -> None:
+    """The answer is for nobody then, also if it were the last: that is no error of the application's."""
+    served = serve(access_log="stderr", log_level="WARNING")
+    sock = served.connect()
+    sock.sendall(get("/slow?0.3", *fields, close=not fields))
+    wait_until(lambda: served.notes()["in_flight"] == 2, "the request in flight")
+    reset(sock)
+    wait_until(lambda: served.notes()["connections"] == 1, "the reset seen")
+    wait_until(lambda: served.notes()["in_flight"] == 1, "the request ended")
+    _, errors = served.process.communicate(timeout=10)
+    assert b"Traceback" not in errors
+
+
 def test_a_last_answer_that_is_not_taken_at_once(serve: Serve) -> None:
     """Whatever part of the last answer the client has room for: it gets all of it, once, and then the end."""
     served = serve(send_buffer=4608)
