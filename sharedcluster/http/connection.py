@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import io
 import logging
-import time
 from typing import TYPE_CHECKING, Any
 
 from sharedcluster.http import policy
@@ -65,12 +64,13 @@ class Connection(Transport):
         "_last_head",
         "_lingered",
         "_taken",
+        "address",
         "index",
         "peer",
         "phase",
+        "port",
         "proxied",
         "reader",
-        "template",
     )
 
     def __init__(
@@ -80,21 +80,27 @@ class Connection(Transport):
         fd: int,
         peer: tuple[str, int] | None,
         proxied: Proxied | None,
-        template: Environ,
+        client: tuple[str, int] | None,
         reader: HeadReader,
     ) -> None:
         # For the connection's life.
-        super().__init__(server, fd)
+        self.server = server
+        self.fd = fd
         self.index = index
         self.peer = peer
         self.proxied = proxied
-        self.template = template
         self.reader = reader
-        self._last_bytes: bytes | None = None
+        self.address, self.port = ("", "") if client is None else (client[0], f"{client[1]}")
+        self.slot = GONE
+        self._watcher = self._waiter = self._waiting_on = None
+        self._is_watching = False
+        self._is_held = self._is_opening = True
+        # What was said last; at first what another connection began with, for this one may begin with the same.
+        self._last_bytes, self._last_head = reader.newest
         self._last_fields: bytes | None = None
-        self._last_head: Head | None = None
         # For the current message.
         self.phase = IDLE
+        self.expiry = server.idle_until
         self._buffer = b""
         self._head: Head | None = None
         self._body: IncomingBody | None = None
@@ -102,8 +108,6 @@ class Connection(Transport):
         self._exchange: Exchange | None = None
         self._taken: Any = None
         self._is_at_end = False
-        self._is_opening = True
-        self._lingered = 0
 
     # The loop's side: bytes arrive.
 
@@ -112,14 +116,15 @@ class Connection(Transport):
 
         `data` is what has been read before, behind a PROXY head.
         """
-        self.expiry = self.server.idle_until
-        self._buffer = data
         if data:
+            self._buffer = data
             self._go_on()
         else:
             self.on_readable()
+        if self.phase == CLOSED:
+            return
         self._is_opening = False
-        if self.slot == GONE and self.phase != CLOSED:  # else it had to be added before, or is over already
+        if self.slot == GONE:  # else it had to be added before
             self.server.wheel.add(self)
         if type(self._exchange) is Exchange and type(self._exchange.input) is BodyStream:
             return  # whose bytes are the application's
@@ -135,9 +140,7 @@ class Connection(Transport):
                 # The same bytes again, as a client that polls sends them, mean the same request again.
                 if data == self._last_bytes:
                     self._serve(self._last_head, None)  # type: ignore[arg-type]  # set together with _last_bytes
-                elif self._last_fields is not None and data.endswith(self._last_fields):
-                    self._read_line(data)
-                else:
+                elif self._is_opening or not self._read_line(data):
                     self._read_head(data)
             else:
                 self._on_other(data)
@@ -156,15 +159,23 @@ class Connection(Transport):
         else:
             self.close()
 
-    def _read_line(self, data: bytes) -> None:
-        """The fields are those of the last request, so only the request line has to be read."""
-        head = self.reader.read_line(data, self._last_fields, self._last_head)  # type: ignore[arg-type]  # as above
+    def _read_line(self, data: bytes) -> bool:
+        """If the fields are those of the last request, only the request line has to be read."""
+        last = self._last_bytes
+        if last is None:
+            return False
+        fields = self._last_fields
+        if fields is None:
+            self._last_fields = fields = last[last.index(b"\r\n") :]
+        if not data.endswith(fields):
+            return False
+        head = self.reader.read_line(data, fields, self._last_head)  # type: ignore[arg-type]  # set with _last_bytes
         if head is None:
-            self._read_head(data)
-        else:
-            self._last_bytes = data
-            self._last_head = head
-            self._serve(head, None)
+            return False
+        self._last_bytes = data
+        self._last_head = head
+        self._serve(head, None)
+        return True
 
     def _on_other(self, data: bytes) -> None:
         """Bytes in any state but between two messages, or the end in any state."""
@@ -224,10 +235,7 @@ class Connection(Transport):
                 return
             is_all = end == len(data)
             bytes_of_head = data if is_all else data[:end]
-            if self._is_opening:
-                head = self.reader.read_first(bytes_of_head, self.template, self.index)
-            else:
-                head = self.reader.read(bytes_of_head, self.template)
+            head = self.reader.read_first(bytes_of_head) if self._is_opening else self.reader.read(bytes_of_head)
         except Refused as refused:
             self.refuse(refused)
             return
@@ -238,7 +246,7 @@ class Connection(Transport):
         else:
             if is_all:
                 self._last_bytes = data
-                self._last_fields = data[data.index(b"\r\n") :]
+                self._last_fields = None
                 self._last_head = head
             self._serve(head, None)
 
@@ -321,16 +329,17 @@ class Connection(Transport):
             self.expire_in(server.request_timeout)
         else:
             self.expiry = NEVER
-        self._exchange = exchange = Exchange(self, head, body)
         parked = server.parked
         worker = parked.pop() if parked else server.greenlets.make()
+        self._exchange = exchange = Exchange(self, head, body, worker)
         worker.switch(exchange)
 
     def finish(self, exchange: Exchange) -> None:
         """The exchange is over (called in its greenlet): be idle again, or end."""
-        server = self.server
-        server.count(exchange)
-        self._exchange = self._head = self._body = None
+        self._exchange = None
+        body = exchange.input
+        if body is not None:
+            self._head = self._body = None
         self._is_held = self._is_opening or self._is_at_end
         if self.phase != SERVING:  # lost, refused or taken over meanwhile
             if self.phase == LINGERING:
@@ -338,9 +347,11 @@ class Connection(Transport):
             elif self.phase == TAKEN:
                 self.end_taken()
             return
-        if exchange.response is None or not exchange.keep_alive or not self._drop_body(exchange.input):
-            self._end(exchange)
+        if not exchange.keep_alive or (body is not None and not self._drop_body(body)):
+            if self.phase == SERVING:  # else it was lost while the body was dropped
+                self._end(exchange)
             return
+        server = self.server
         self.phase = IDLE
         self.expiry = server.idle_until
         if self._buffer or self._is_at_end:
@@ -376,20 +387,10 @@ class Connection(Transport):
 
     def _end(self, exchange: Exchange) -> None:
         """The last response has been sent. Close at once if the client asked for it and all it sent was read."""
-        if self.phase != SERVING:
-            return
-        if exchange.head.keep_alive or self._buffer or type(exchange.input) is BodyStream or self._has_more():
+        if exchange.head.keep_alive or self._buffer or type(exchange.input) is BodyStream or not self.part():
             self._linger()
         else:
-            self.say_end()
             self.close()
-
-    def _has_more(self) -> bool:
-        """Whether a client that announced its last request has sent more; closing then would reset the connection."""
-        try:
-            return self.receive() != b""
-        except OSError:
-            return False
 
     def push_back(self, data: bytes) -> None:
         """Bytes behind the end of a body: the next message's."""
@@ -452,9 +453,9 @@ class Connection(Transport):
 
     def release(self) -> ReleasedConnection:
         """Let go of the descriptor without closing it."""
-        released = ReleasedConnection(self.fd, self.index, self.peer, self.proxied)
-        self._leave()
-        return released
+        fd, self.fd = self.fd, -1
+        self.close()
+        return ReleasedConnection(fd, self.index, self.peer, self.proxied)
 
     def hurry(self) -> None:
         """The worker drains: who is idle may send one more request; who never ends is told to."""
@@ -469,7 +470,7 @@ class Connection(Transport):
         """Close now, and end the application's work on it."""
         exchange = self._exchange
         if exchange is not None and self.phase == SERVING:
-            log.warning("cut after %.1f s: %s", time.monotonic() - exchange.started_at, exchange.describe())
+            log.warning("cut after %.1f s: %s", exchange.age, exchange.describe())
         self.close()
         if exchange is not None:
             self.server.loop.run_callback(self._end_cut, exchange)
@@ -483,7 +484,7 @@ class Connection(Transport):
         """The wheel: `expiry` has passed."""
         phase = self.phase
         if phase == SERVING:
-            self._expire_serving(now)
+            self._expire_serving()
         elif phase == HEAD:
             self.refuse(Refused(policy.HEAD_TIMEOUT))
         elif phase == BODY:
@@ -493,7 +494,7 @@ class Connection(Transport):
         elif phase != TAKEN:
             self.close()
 
-    def _expire_serving(self, now: float) -> None:
+    def _expire_serving(self) -> None:
         """A wait has taken too long, or the request has."""
         exchange = self._exchange
         if exchange is None:
@@ -502,7 +503,7 @@ class Connection(Transport):
         if exchange.is_event_stream:
             if self.server.is_draining and not self._wake(False):
                 exchange.wind_up()
-        elif timeout and now - exchange.started_at >= timeout:
+        elif timeout and exchange.age >= timeout:
             exchange.end(policy.REQUEST_TIMEOUT)
         elif not self._wake(False):
             self.expiry = NEVER
@@ -520,7 +521,8 @@ class Connection(Transport):
         server = self.server
         exchange = self._exchange
         head = self._head if exchange is None else exchange.head
-        server.count_refusal(refused, self.template if head is None else head.environ, exchange)
+        environ: Environ = {"REMOTE_ADDR": self.address} if head is None else head.environ_for(self.address, self.port)
+        server.count_refusal(refused, environ, exchange)
         standing = server.standing if exchange is None else exchange.add_id(server.standing)
         try:
             self.answer(refusal(refused.rule, standing, is_head=is_head))
@@ -534,6 +536,7 @@ class Connection(Transport):
         """
         self._buffer = b""
         self._early = None
+        self._lingered = 0
         self.phase = LINGERING
         self.expire_in(LINGER_TIME)
         try:
@@ -548,22 +551,18 @@ class Connection(Transport):
             self.watch()
 
     def close(self) -> None:
-        """Close the descriptor and forget everything."""
+        """Close the descriptor, unless it is another's by now, and forget everything."""
         if self.phase == CLOSED:
             return
-        taken = self._taken
-        fd = self._leave()
-        if fd >= 0:
-            os_close(fd)
-        if taken is not None:
-            taken.close()
-
-    def _leave(self) -> int:
-        """Forget everything, and return the descriptor."""
         self.phase = CLOSED
-        fd = self.detach()
+        if self._watcher is not None or self._waiting_on is not None:
+            self.detach()
         self.expiry = NEVER
         self._buffer = b""
-        self._last_bytes = self._last_fields = self._last_head = self._early = self._taken = None
         self.server.forget(self)
-        return fd
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os_close(fd)
+        if self._taken is not None:
+            taken, self._taken = self._taken, None
+            taken.close()

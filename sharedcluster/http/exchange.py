@@ -11,12 +11,10 @@ import io
 import logging
 import os
 import stat
-import time
 from collections.abc import Callable, Iterable, Sequence
+from time import monotonic_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-
-from greenlet import getcurrent
 
 from sharedcluster.http import policy
 from sharedcluster.http.access_log import request_id
@@ -42,6 +40,10 @@ JOIN = 65536
 
 class RequestEnded(BaseException):
     """Raised inside an application whose request is over: its time is up, or its client has left an event stream."""
+
+
+class WoundUp(RequestEnded):
+    """Raised inside an event stream whose client is to see a proper end."""
 
 
 class FileWrapper:
@@ -77,34 +79,31 @@ class Exchange:
         "head",
         "input",
         "is_over",
-        "is_winding_up",
         "keep_alive",
         "left",
         "request_id",
         "response",
-        "started_at",
+        "started",
     )
 
-    def __init__(self, connection: Connection, head: Head, body: Any) -> None:
+    def __init__(self, connection: Connection, head: Head, body: Any, greenlet: greenlet) -> None:
         self.connection = connection
         self.head = head
         self.input = body
+        self.greenlet = greenlet
         self.response: ResponseHead | None = None
-        self.is_over = False
-        self.has_switched = False
-        self.is_winding_up = False
+        self.is_over = self.has_switched = self.keep_alive = False
         self.request_id: str | None = None
         self._status: str | None = None
+        self.bytes_out = 0
+        self.started = monotonic_ns()
 
     def run(self) -> bool:
         """Serve the request and hand the connection back. Raises nothing."""
         connection = self.connection
-        self.started_at = time.monotonic()
-        self.greenlet: greenlet = getcurrent()
-        self.bytes_out = 0
         head = self.head
         server = connection.server
-        environ = head.environ.copy()
+        environ = head.environ_for(connection.address, connection.port)
         if self.input is not None:
             environ["wsgi.input"] = io.BufferedReader(self.input) if type(self.input) is BodyStream else self.input
         elif head.upgrade:
@@ -112,20 +111,34 @@ class Exchange:
         if server.access_log is not None:
             environ["sharedcluster.request_id"] = self.request_id = request_id(environ)
         try:
-            result = server.application(environ, self.start_response)
+            application = server.application
+            result = application(environ, self.start_response)
             if type(result) is list and len(result) == 1 and self.response is None and not self.is_over:
                 self._send_whole(result[0])
             else:
                 self._send_and_close(result)
         except ClientGone:
             connection.close()
-        except RequestEnded:
-            self._say_last()
+        except RequestEnded as ended:
+            self._say_last(ended)
         except BaseException as error:
             self._fail(error, environ)
         del environ
-        if type(self.input) is UpgradeSocket:
+        if self.input is not None and type(self.input) is UpgradeSocket:
             self.input.retire()
+        # Counted here and not by the server: it is one call less for each request.
+        counters = server.counters
+        server.in_flight -= 1
+        counters.requests += 1
+        counters.bytes_out += self.bytes_out
+        duration = monotonic_ns() - self.started
+        counters.latency[(duration // 1000).bit_length()] += 1
+        if self.response is not None:
+            counters.by_class[self.response.kind] += 1
+        elif self.has_switched:
+            counters.by_class[1] += 1
+        if server.access_log is not None:
+            server.log_exchange(self, duration / 1e9)
         connection.finish(self)
         return not self.is_over
 
@@ -150,7 +163,10 @@ class Exchange:
             data = response.data + body
             self._sent_head = True
             self.bytes_out = len(data)
-            self.connection.send(data)
+            if self.keep_alive:
+                self.connection.send(data)
+            else:
+                self.connection.send_last(data)
         else:
             self._write(body)
             self._finish_body()
@@ -202,7 +218,7 @@ class Exchange:
         standing = server.standing
         head = self.head
         keep_alive = head.keep_alive and (not server.is_draining or server.moves(self.connection))
-        if type(self.input) is BodyStream:
+        if self.input is not None and type(self.input) is BodyStream:
             keep_alive = keep_alive and self.input.is_nearly_read
         if self.request_id is not None:
             standing = self.add_id(standing)
@@ -242,9 +258,15 @@ class Exchange:
                 self.bytes_out += len(response.data)
                 self.connection.send(response.data)
         if data:
-            self.bytes_out += len(data)
-            self.connection.send(data)
+            self._send(data, is_last=self.left == 0)
         return takes_more
+
+    def _send(self, data: bytes, *, is_last: bool) -> None:
+        self.bytes_out += len(data)
+        if is_last and not self.keep_alive:
+            self.connection.send_last(data)
+        else:
+            self.connection.send(data)
 
     def _cut(self, data: bytes) -> bytes:
         """More body than Content-Length: what is beyond would be read as the next response, so it is not sent."""
@@ -258,8 +280,7 @@ class Exchange:
             end = b"0\r\n\r\n" if response.chunked else b""
             data = end if self._sent_head else response.data + end
             self._sent_head = True
-            self.bytes_out += len(data)
-            self.connection.send(data)
+            self._send(data, is_last=True)
         if response.has_body and self.left > 0:
             log.error("%s: the body is %d bytes shorter than its Content-Length", self.describe(), self.left)
             self.keep_alive = False
@@ -311,13 +332,12 @@ class Exchange:
 
     def wind_up(self) -> None:
         """From the loop: end an event stream politely, as if the application had returned."""
-        self.is_winding_up = True
-        self.greenlet.throw(RequestEnded())
+        self.greenlet.throw(WoundUp())
 
-    def _say_last(self) -> None:
-        """RequestEnded has come through the application."""
+    def _say_last(self, ended: RequestEnded) -> None:
+        """`ended` has come through the application."""
         self.is_over = True
-        if self.is_winding_up and self.response is not None:
+        if type(ended) is WoundUp and self.response is not None:
             self.keep_alive = False
             try:
                 self._finish_body()
@@ -327,6 +347,11 @@ class Exchange:
     def add_id(self, standing: str) -> str:
         """The field lines every response carries, with the request's id if it has one."""
         return standing if self.request_id is None else f"{standing}X-Request-ID: {self.request_id}\r\n"
+
+    @property
+    def age(self) -> float:
+        """Seconds since the application was started."""
+        return (monotonic_ns() - self.started) / 1e9
 
     @property
     def has_begun(self) -> bool:

@@ -92,14 +92,14 @@ class Forwarding:
         """Whether a field that counts is there, so that `apply` may change something."""
         return not self._looked_for.isdisjoint(environ.keys())
 
-    def apply(self, environ: Environ) -> None:
-        """Let `environ` show the client instead of the proxy.
+    def apply(self, environ: Environ) -> bool:
+        """Let `environ` show the client instead of the proxy. Returns whether its address was named.
 
         Raises:
             Refused: The fields are malformed or contradict each other.
         """
         if not self.concerns(environ):
-            return
+            return False
         words = self._rfc7239(environ) if "forwarded" in self._kinds else self._x_forwarded(environ)
         chain, scheme, host, port, prefix = words
         client = self._client(chain)
@@ -118,6 +118,7 @@ class Forwarding:
             if not prefix.startswith("/"):
                 raise Refused(policy.FORWARDED_BAD, f"prefix {prefix}")
             environ["SCRIPT_NAME"] = prefix.rstrip("/")
+        return client is not None
 
     def _x_forwarded(self, environ: Environ) -> tuple[list[str], str, str, str, str]:
         get = environ.get

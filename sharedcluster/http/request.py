@@ -1,15 +1,16 @@
 """A request's head: from bytes to the environ of PEP 3333, or to the rule it breaks.
 
-Theory of operation. A head is judged whole, once its empty line has arrived: llhttp runs over it without one call back
-into Python, so its strict grammar costs 0.1 us on a small head and 0.4 us on a browser's. What it accepts holds no
-bare CR or LF and no folded line, so that splitting at CRLF and at the first colon reads exactly the fields llhttp saw.
-The rules llhttp leaves open are applied to the result (`policy`).
+Theory of operation. A reader speaks for one listener and one trust. A head is judged whole, once its empty line has
+arrived: llhttp runs over it without one call back into Python, so its strict grammar costs 0.1 us on a small head and
+0.4 us on a browser's. What it accepts holds no bare CR or LF and no folded line, so that splitting at CRLF and at the
+first colon reads exactly the fields llhttp saw. The rules llhttp leaves open are applied to the result (`policy`).
 
 Laws:
 - One parser serves all connections, because it is fed whole heads only and never waits inside one. After any head that
   could leave it within a body, closed or upgraded, it is thrown away; and nobody is refused by a used one.
 - Nothing here waits, reads a clock or touches a socket.
-- What a `Head` says is never changed: a client that sends the same bytes again on its connection is served from it.
+- What a `Head` says is never changed: whoever sends the same bytes again is served from it, on any connection of the
+  listener. So it says nothing of a client but what a proxy said of one; `environ_for` adds who sent it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sharedcluster.http.forwarded import AllowList, Forwarding
 from sharedcluster.http.grammar import explain_request_line, is_target, refuse_coding, refuse_odd_length, unescape
 from sharedcluster.http.policy import Refused
 from sharedcluster.http.response import ResponseHead
-from sharedcluster.http.settings import Environ, HttpSettings
+from sharedcluster.http.settings import Environ, Extra, HttpSettings
 
 DROP = ""
 """The environ key of fields that never reach the application."""
@@ -66,10 +67,11 @@ class Head:
         "keep_alive",
         "last",
         "length",
+        "names_client",
         "upgrade",
     )
 
-    def __init__(self, environ: Environ, length: int, last: LastResponse | None = None) -> None:
+    def __init__(self, environ: Environ, length: int) -> None:
         self.environ = environ
         self.length = length
         self.is_http10 = False
@@ -77,29 +79,33 @@ class Head:
         self.keep_alive = True
         self.expects_continue = False
         self.upgrade = False
-        self.last = last or LastResponse()
+        self.names_client = False
+        self.last = LastResponse()
 
-    def said_by(self, template: Environ) -> Head:
-        """The same head from another client; `self` is one that `HeadReader.read_first` remembers."""
+    def environ_for(self, address: str, port: str) -> Environ:
+        """The environ of one request, whose client is there ("", "" on a unix socket) unless a proxy has named it."""
         environ = self.environ.copy()
-        environ["REMOTE_ADDR"] = template["REMOTE_ADDR"]
-        if "REMOTE_PORT" in template:
-            environ["REMOTE_PORT"] = template["REMOTE_PORT"]
-        head = Head(environ, 0, self.last)
-        head.is_http10 = self.is_http10
-        head.keep_alive = self.keep_alive
-        return head
+        if not self.names_client:
+            environ["REMOTE_ADDR"] = address
+            if port:
+                environ["REMOTE_PORT"] = port
+            else:
+                del environ["REMOTE_PORT"]
+        return environ
 
 
 class HeadReader:
-    """Reads heads for all connections of one trust.
+    """Reads heads for all connections of one listener and one trust.
 
     Args:
         settings: Limits, and which forwarding fields count.
+        site: What the listener says to every environ.
         allowed: Given for peers that may speak for others; without it their forwarding fields are dropped.
     """
 
-    def __init__(self, settings: HttpSettings, allowed: AllowList | None = None) -> None:
+    def __init__(self, settings: HttpSettings, site: Extra, allowed: AllowList | None = None) -> None:
+        # The keys of the client have their place from the start: to set one later may make a copied dict grow.
+        self._template: Environ = {**site, "REMOTE_ADDR": "", "REMOTE_PORT": ""}
         self._limit_head = settings.limit_head
         self._limit_line = settings.limit_line
         self._limit_fields = settings.limit_fields
@@ -109,18 +115,19 @@ class HeadReader:
         self._keys: dict[str, str] = {}
         self._hosts: set[str] = set()
         self._tokens: dict[object, tuple[bool, bool, bool]] = {}
-        self._first: dict[tuple[int, bytes], Head] = {}
+        self._first: dict[bytes, Head] = {}
+        self.newest: tuple[bytes | None, Head | None] = (None, None)
+        """The last head that began a connection and is remembered: most probably the next one says the same."""
         self._renew()
 
     def _renew(self) -> None:
         self._parser = httptools.HttpRequestParser(self)  # this object has no on_... method, so nothing is called back
 
-    def read(self, head: bytes, template: Environ) -> Head:
+    def read(self, head: bytes) -> Head:
         """Judge one head, its final empty line included.
 
         Args:
             head: From the request line's first byte to the end of the empty line.
-            template: What the connection says to every environ.
 
         Raises:
             Refused: With the first rule the head breaks.
@@ -136,31 +143,28 @@ class HeadReader:
             self._judge_anew(head)
         lines = text.split("\r\n")
         try:
-            return self._read_lines(lines, template, len(text) > self._limit_line)
+            return self._read_lines(lines, len(text) > self._limit_line)
         except Refused:
             self._renew()
             raise
 
-    def read_first(self, head: bytes, template: Environ, listener: int) -> Head:
+    def read_first(self, head: bytes) -> Head:
         """As `read`, for the head that begins a connection: what one client says there, others have often said before.
 
         Clients without keep-alive (health checks, proxies, scripts) send the same bytes on one connection after the
-        other; judging them was a third of what such a connection cost here. All that differs between two clients of
-        one listener is their address, unless a proxy speaks for somebody.
+        other; judging them was a third of what such a connection cost here. What a proxy says of somebody is not kept.
         """
-        known = self._first.get((listener, head))
-        if known is not None:
-            return known.said_by(template)
-        found = self.read(head, template)
-        is_plain = not (found.length or found.upgrade or found.expects_continue)
-        speaks_for_others = self._forwarding is not None and self._forwarding.concerns(found.environ)
-        if is_plain and not speaks_for_others and len(head) <= SHORT_HEAD:
+        found = self._first.get(head)
+        if found is None:
+            found = self.read(head)
+            is_plain = not (found.length or found.upgrade or found.expects_continue)
+            speaks_for_others = self._forwarding is not None and self._forwarding.concerns(found.environ)
+            if not is_plain or speaks_for_others or len(head) > SHORT_HEAD:
+                return found
             if len(self._first) >= FIRST_HEADS:
                 self._first.clear()
-            kept = found.said_by(template)
-            del kept.environ["REMOTE_ADDR"]
-            kept.environ.pop("REMOTE_PORT", None)
-            self._first[listener, head] = kept
+            self._first[head] = found
+        self.newest = (head, found)
         return found
 
     def read_line(self, data: bytes, fields: bytes, last: Head) -> Head | None:
@@ -185,6 +189,7 @@ class HeadReader:
         head = Head(environ, 0)
         head.is_http10 = last.is_http10
         head.keep_alive = last.keep_alive
+        head.names_client = last.names_client
         if head.is_head is last.is_head:
             head.last = last.last
         return head
@@ -200,10 +205,10 @@ class HeadReader:
             self._renew()
             raise self.explain(head, str(error)) from None
 
-    def _read_lines(self, lines: list[str], template: Environ, is_long: bool) -> Head:
+    def _read_lines(self, lines: list[str], is_long: bool) -> Head:
         """The hot path: everything that follows costs what it touches, so nothing is looked at twice."""
         rest = iter(lines)
-        environ = template.copy()
+        environ = self._template.copy()
         self._read_request_line(next(rest), environ)
         expected = len(environ) + len(lines) - 1
         keys = self._keys
@@ -324,7 +329,7 @@ class HeadReader:
                 raise Refused(policy.EXPECT_UNKNOWN, str(expect))
             head.expects_continue = length != 0
         if self._forwarding is not None:
-            self._forwarding.apply(environ)
+            head.names_client = self._forwarding.apply(environ)
         return head
 
     def _read_connection(self, value: str) -> tuple[bool, bool, bool]:

@@ -44,14 +44,16 @@ class ResponseHead:
     """The bytes of a head and what they promise about the body. Never changed, so that equal responses share one.
 
     `length` is the number of body bytes that must follow, or UNKNOWN_LENGTH; `chunked` says how those are framed;
-    `has_body` is false for HEAD, 1xx, 204 and 304; `source` is what it was made of.
+    `has_body` is false for HEAD, 1xx, 204 and 304; `kind` is the first digit of
+    `code`; `source` is what it was made of.
     """
 
-    __slots__ = ("chunked", "code", "data", "has_body", "keep_alive", "length", "source")
+    __slots__ = ("chunked", "code", "data", "has_body", "keep_alive", "kind", "length", "source")
 
     def __init__(self, data: bytes, code: int, length: int, chunked: bool, has_body: bool, keep_alive: bool) -> None:
         self.data = data
         self.code = code
+        self.kind = code // 100
         self.length = length
         self.chunked = chunked
         self.has_body = has_body

@@ -25,7 +25,7 @@ from sharedcluster.http.connection import Connection
 from sharedcluster.http.counters import Counters, HttpStats
 from sharedcluster.http.deadlines import GONE, TICK, Wheel
 from sharedcluster.http.exchange import Exchange, FileWrapper
-from sharedcluster.http.forwarded import AllowList
+from sharedcluster.http.forwarded import REMEMBERED, AllowList
 from sharedcluster.http.greenlets import GreenletPool
 from sharedcluster.http.policy import Refused
 from sharedcluster.http.proxy_protocol import Greeting
@@ -39,6 +39,21 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 log = logging.getLogger("sharedcluster.http")
+
+
+class Readers(dict[str, HeadReader]):
+    """The two readers of a listener, found by a client's address: of those who may speak for others, and the rest."""
+
+    def __init__(self, settings: HttpSettings, site: Environ, allowed: AllowList) -> None:
+        self._allowed = allowed
+        self._stranger = HeadReader(settings, site)
+        self._proxy = HeadReader(settings, site, allowed)
+
+    def __missing__(self, address: str) -> HeadReader:
+        reader = self._proxy if address in self._allowed else self._stranger
+        if len(self) < REMEMBERED:
+            self[address] = reader
+        return reader
 
 
 class Server:
@@ -66,18 +81,18 @@ class Server:
         self.counters = Counters()
         self.is_draining = False
         self.on_idle: Callable[[ReleasedConnection], None] | None = None
-        self.concurrency: float = settings.limit_concurrency or float("inf")
+        self.concurrency = settings.limit_concurrency or sys.maxsize
         self.request_timeout = settings.request_timeout
         self.access_log = settings.access_log
         self._access_line = json_line if settings.access_log_format == "json" else text_line
         self.standing = ""
         self.idle_until = NEVER
+        self.unread = bytearray(4)
+        """What Transport.part asks the kernel to fill in; one for all, for nobody waits between that and the look."""
         self._extra = dict(environ or {})
-        self._sites: dict[int, Environ] = {}
+        self._readers: dict[int, Readers] = {}
         self._tls: dict[int, ssl.SSLContext] = {}
         self._allowed = AllowList(settings.forwarded_allow_ips)
-        self._stranger = HeadReader(settings)
-        self._proxy = HeadReader(settings, self._allowed)
         self._connections: set[Connection | Greeting] = set()
         self._drained = Event()
         self._timer: Any = None
@@ -89,7 +104,7 @@ class Server:
         """Make a listener's connections servable; `index` is what `serve` is told."""
         if facts.tls is not None:
             self._tls[index] = facts.tls
-        self._sites[index] = {
+        site: Environ = {
             "SERVER_NAME": facts.host or "localhost",
             "SERVER_PORT": str(facts.port or (443 if facts.tls else 80)),
             "SERVER_SOFTWARE": "sharedcluster",
@@ -105,6 +120,7 @@ class Server:
             "wsgi.run_once": False,
             **self._extra,
         }
+        self._readers[index] = Readers(self.settings, site, self._allowed)
 
     def serve(self, fd: int, listener: int, peer: tuple[str, int] | None, proxied: Proxied | None = None) -> None:
         """Take ownership of a connected descriptor. Called in the hub; waits for nothing, raises nothing.
@@ -119,7 +135,7 @@ class Server:
         if self._timer is None:
             self._start_clock()
         self.counters.accepted += 1
-        if self.settings.proxy_protocol and proxied is None and self._host_of(peer) in self._allowed:
+        if self.settings.proxy_protocol and proxied is None and (peer[0] if peer else "127.0.0.1") in self._allowed:
             greeting = Greeting(self, fd, listener, peer)
             self._connections.add(greeting)
             greeting.open()
@@ -130,25 +146,16 @@ class Server:
         self, fd: int, listener: int, peer: tuple[str, int] | None, proxied: Proxied | None, data: bytes = b""
     ) -> None:
         """Go on with a connection whose client is known; `data` is what has been read of its bytes."""
-        template = self._sites[listener].copy()
         client = proxied.client if proxied is not None and proxied.client is not None else peer
-        if client is not None:
-            template["REMOTE_ADDR"] = client[0]
-            template["REMOTE_PORT"] = str(client[1])
-        else:
-            template["REMOTE_ADDR"] = ""
-        reader = self._proxy if self._host_of(client) in self._allowed else self._stranger
+        reader = self._readers[listener]["127.0.0.1" if client is None else client[0]]
         kind = TlsConnection if listener in self._tls else Connection
-        connection = kind(self, listener, fd, peer, proxied, template, reader)
+        connection = kind(self, listener, fd, peer, proxied, client, reader)
         self._connections.add(connection)
         connection.open(data)
 
     def tls_of(self, listener: int) -> ssl.SSLContext:
         """The context of a listener that speaks TLS."""
         return self._tls[listener]
-
-    def _host_of(self, client: tuple[str, int] | None) -> str:
-        return "127.0.0.1" if client is None else client[0]
 
     @property
     def connections(self) -> int:
@@ -212,7 +219,8 @@ class Server:
         if connection.slot != GONE:
             self.wheel.remove(connection)
         self._connections.discard(connection)
-        self._check_drained()
+        if self.is_draining:
+            self._check_drained()
 
     def moves(self, connection: Connection) -> bool:
         """Whether `connection` goes to another worker when it falls idle, so that a drain need not end it."""
@@ -225,23 +233,11 @@ class Server:
         elif self.is_draining:
             connection.hurry()
 
-    def count(self, exchange: Exchange) -> None:
-        """An exchange is over."""
-        counters = self.counters
-        self.in_flight -= 1
-        counters.requests += 1
-        counters.bytes_out += exchange.bytes_out
-        seconds = time.monotonic() - exchange.started_at
-        counters.latency[int(seconds * 1e6).bit_length()] += 1
-        if exchange.response is not None:
-            counters.by_class[exchange.response.code // 100] += 1
-        elif exchange.has_switched:
-            counters.by_class[1] += 1
-        if self.access_log is not None:
-            self._log_exchange(exchange, seconds)
-
-    def _log_exchange(self, exchange: Exchange, seconds: float) -> None:
-        environ = {**exchange.head.environ, "sharedcluster.request_id": exchange.request_id}
+    def log_exchange(self, exchange: Exchange, seconds: float) -> None:
+        """Write a finished exchange, which took `seconds`, to the access log."""
+        connection = exchange.connection
+        environ = exchange.head.environ_for(connection.address, connection.port)
+        environ["sharedcluster.request_id"] = exchange.request_id
         if exchange.response is not None:
             sent = exchange.bytes_out - len(exchange.response.data)
             self._log_access(environ, exchange.response.code, sent, seconds)
@@ -257,7 +253,7 @@ class Server:
             seconds = 0.0
             if exchange is not None:
                 environ = {**environ, "sharedcluster.request_id": exchange.request_id}
-                seconds = time.monotonic() - exchange.started_at
+                seconds = exchange.age
             self._log_access(environ, refused.rule.status, 0, seconds)
 
     def _log_access(self, environ: Environ, status: int, sent: int, seconds: float) -> None:

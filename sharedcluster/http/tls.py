@@ -22,7 +22,7 @@ from sharedcluster.http.transport import READ, ClientGone, os_read, os_write
 from sharedcluster.http.upgrade import Pump, TakenSocket
 
 if TYPE_CHECKING:
-    from sharedcluster.http.settings import Environ, Proxied
+    from sharedcluster.http.settings import Proxied
 
 log = logging.getLogger("sharedcluster.http")
 
@@ -100,10 +100,10 @@ class TlsConnection(Connection):
         fd: int,
         peer: tuple[str, int] | None,
         proxied: Proxied | None,
-        template: Environ,
+        client: tuple[str, int] | None,
         reader: Any,
     ) -> None:
-        super().__init__(server, index, fd, peer, proxied, template, reader)
+        super().__init__(server, index, fd, peer, proxied, client, reader)
         context: ssl.SSLContext = server.tls_of(index)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -181,6 +181,10 @@ class TlsConnection(Connection):
             wire, self._unsent = self._unsent + self._outgoing.read(), b""
             super().send(wire)
 
+    def send_last(self, data: bytes) -> None:
+        """As `send`; the end of what is encrypted has to be said before that of the connection."""
+        self.send(data)
+
     def answer(self, data: bytes) -> None:
         """As the plain one."""
         try:
@@ -188,6 +192,16 @@ class TlsConnection(Connection):
             self._flush()
         except OSError as error:
             raise ClientGone(str(error)) from None
+
+    def part(self) -> bool:
+        """As the plain one; only reading tells whether what has come is more than the peer's close_notify."""
+        try:
+            if self.receive() != b"":
+                return False
+        except OSError:
+            pass
+        self.say_end()
+        return True
 
     def say_end(self) -> None:
         """close_notify: without it a client cannot tell the end from a cut (RFC 8446 6.1)."""

@@ -9,16 +9,17 @@ Laws:
 
 from __future__ import annotations
 
-import _socket
 import os
 import posix
 import time
+from _socket import AF_INET, MSG_MORE, SHUT_WR, SOCK_NONBLOCK, SOCK_STREAM, socket
+from fcntl import ioctl
+from termios import FIONREAD
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent
 
 from sharedcluster.http import policy
-from sharedcluster.http.deadlines import GONE
 from sharedcluster.http.policy import Refused
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ os_close = posix.close
 os_read = posix.read
 os_write = posix.write
 
+NON_BLOCKING_STREAM = SOCK_STREAM | SOCK_NONBLOCK
+NONE_UNREAD = bytes(4)
+"""What FIONREAD fills in for a descriptor with nothing to read: an int of C, 0."""
+
 
 class ClientGone(OSError):  # noqa: N818 - a fact, as in "client disconnected"
     """The client has left, or takes nothing: there is nobody to answer."""
@@ -47,17 +52,16 @@ class Transport:
     has_sendfile = True
 
     __slots__ = ("_is_held", "_is_watching", "_waiter", "_waiting_on", "_watcher", "expiry", "fd", "server", "slot")
-
-    def __init__(self, server: Server, fd: int) -> None:
-        self.server = server
-        self.fd = fd
-        self.expiry = NEVER
-        self.slot = GONE
-        self._watcher: Any = None
-        self._is_watching = False
-        self._is_held = True
-        self._waiter: greenlet | None = None
-        self._waiting_on: Any = None
+    # Set by Connection.__init__, in one go with its own: a connection that lives for one request feels each call.
+    server: Server
+    fd: int
+    expiry: float
+    slot: int
+    _watcher: Any
+    _is_watching: bool
+    _is_held: bool
+    _waiter: greenlet | None
+    _waiting_on: Any
 
     def on_readable(self) -> None:
         """The loop says there are bytes, or the end."""
@@ -111,10 +115,44 @@ class Transport:
         except OSError as error:
             raise ClientGone(str(error)) from None
         if sent < len(data):
-            rest = memoryview(data)[sent:]
-            while rest:
-                self._wait_writable()
-                rest = rest[self._try_write(rest) :]
+            self._send_rest(memoryview(data)[sent:])
+
+    def send_last(self, data: bytes) -> None:
+        """As `send`, and then close the sending side: `data` is all that was left to say.
+
+        The end leaves in the segment of the data, so there is one packet less to make and one wake-up less for the
+        client; it leaves now, not with the last copy of the descriptor, which may be another process's; and whatever
+        the client sends from here on can reset the connection, but not take back what it was sent.
+        """
+        sock = self._as_socket()
+        try:
+            sent = sock.send(data, MSG_MORE)
+            if sent == len(data):
+                sock.shutdown(SHUT_WR)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise ClientGone(str(error)) from None
+        finally:
+            sock.detach()
+        if sent < len(data):
+            self._send_rest(memoryview(data)[sent:])
+
+    def _as_socket(self) -> socket:
+        """For calls that need one. To be detached: the descriptor stays the connection's. The family says nothing.
+
+        Raises:
+            ClientGone: The connection is closed.
+        """
+        if self.fd < 0:
+            raise ClientGone("the connection was closed")
+        # Made non-blocking, or a default timeout of the application's would let a send wait for the client.
+        return socket(AF_INET, NON_BLOCKING_STREAM, 0, self.fd)
+
+    def _send_rest(self, rest: memoryview) -> None:
+        while rest:
+            self._wait_writable()
+            rest = rest[self._try_write(rest) :]
 
     def _try_write(self, data: memoryview) -> int:
         try:
@@ -143,20 +181,32 @@ class Transport:
         """Write as much of a short message as the client takes at once; raises ClientGone."""
         self._try_write(memoryview(data))
 
+    def part(self) -> bool:
+        """Say the last word before the descriptor is closed. False if the client has sent what was not read.
+
+        Closing would reset the connection then.
+        """
+        unread = self.server.unread
+        try:
+            ioctl(self.fd, FIONREAD, unread)  # not a read: that there is nothing would be an exception, which is dear
+        except OSError:
+            return True
+        return unread == NONE_UNREAD
+
     def say_end(self) -> None:
         """Tell the peer, where the transport has words for it, that nothing more will be sent."""
 
     def half_close(self) -> None:
         """Close the sending side only; raises OSError if the client has left."""
         self.say_end()
-        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM, 0, self.fd)
+        sock = self._as_socket()
         try:
-            sock.shutdown(_socket.SHUT_WR)
+            sock.shutdown(SHUT_WR)
         finally:
             sock.detach()
 
-    def detach(self) -> int:
-        """Stop watching, wake whoever waits, and give up the descriptor; returns it."""
+    def detach(self) -> None:
+        """Stop watching, and wake whoever waits."""
         if self._waiting_on is not None:
             self._waiting_on.stop()
             self.server.loop.run_callback(self._wake, False)
@@ -165,8 +215,6 @@ class Transport:
             self._watcher.close()
             self._watcher = None
         self._is_watching = False
-        fd, self.fd = self.fd, -1
-        return fd
 
     # Waiting, in a greenlet.
 

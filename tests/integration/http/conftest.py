@@ -23,7 +23,9 @@ class Served:
     """A running engine."""
 
     def __init__(self, **options: Any) -> None:
-        extra = {key: options.pop(key) for key in ("certfile", "keyfile", "log_level") if key in options}
+        extra = {
+            key: options.pop(key) for key in ("certfile", "keyfile", "log_level", "send_buffer") if key in options
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.http.served", json.dumps({"settings": options, **extra})],
             cwd=ROOT,

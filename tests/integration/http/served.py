@@ -139,6 +139,17 @@ def slow(environ: Environ, start: StartResponse) -> list[bytes]:
     return plain(environ, start)
 
 
+def deaf(environ: Environ, start: StartResponse) -> list[bytes]:
+    """Keeps the loop from turning until the file that the query names is gone, after having made it."""
+    path = environ["QUERY_STRING"]
+    open(path, "x").close()
+    for _ in range(2000):
+        if not os.path.exists(path):
+            break
+        monkey.get_original("time", "sleep")(0.005)
+    return plain(environ, start)
+
+
 def fields(environ: Environ, start: StartResponse) -> list[bytes]:
     """A response whose status and fields are the client's choice: JSON in the body."""
     wish = json.loads(environ["wsgi.input"].read())
@@ -338,7 +349,7 @@ APPS: dict[str, Callable[..., Any]] = {
     "/control": control, "/migrate": migrate, "/ignore-upgrade": ignore_upgrade, "/raw": take_raw,
     "/keep-socket": keep_socket, "/garbage": garbage, "/late-events": late_events, "/endless": endless,
     "/nothing": nothing, "/crash-after-write": crash_after_write, "/crash-in-close": crash_in_close,
-    "/too-late": too_late,
+    "/too-late": too_late, "/deaf": deaf,
 }  # fmt: skip
 
 
@@ -386,6 +397,8 @@ def main() -> None:
         tls = make_context(options["certfile"], options["keyfile"])
     tcp = socket.create_server(("127.0.0.1", 0), backlog=1024)
     tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if "send_buffer" in options:  # every connection inherits it
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options["send_buffer"])
     folder = tempfile.mkdtemp(prefix="served-")
     packets = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     packets.bind(f"{folder}/packets")

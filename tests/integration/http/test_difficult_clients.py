@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import ssl
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.http.conftest import Served, get, read_all, status_of
+from tests.integration.http.conftest import Served, get, post, read_all, status_of
 from tests.integration.http.test_tls import certificate, shake_hands, trusting  # noqa: F401 - the first is a fixture
 from tests.waiting import wait_until
 
@@ -106,6 +107,93 @@ def test_half_close_in_every_phase(served: Served, sent: bytes, answers: list[in
                 answer += data
         assert [int(code) for code in re.findall(rb"HTTP/1\.1 (\d+)", answer)] == answers
     wait_until(lambda: served.notes()["connections"] == 1, "all gone")
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+@pytest.mark.parametrize("is_deaf", [False, True])
+def test_a_client_that_sends_on_after_its_last_request(
+    serve: Serve,
+    certificate: tuple[Path, Path],  # noqa: F811 - the fixture
+    tmp_path: Path,
+    is_deaf: bool,
+    encrypted: bool,
+) -> None:
+    """Closing with its bytes unread would be a reset, which can eat the answer: they are read and dropped instead."""
+    files = {"certfile": str(certificate[0]), "keyfile": str(certificate[1])} if encrypted else {}
+    served = serve(**files)
+    with contextlib.ExitStack() as open_ones:
+        sock = open_ones.enter_context(served.connect())
+        if encrypted:
+            sock = open_ones.enter_context(trusting(certificate).wrap_socket(sock, server_hostname="localhost"))
+        mark = tmp_path / "mark"
+        if is_deaf:  # and so not one turn of the loop shows it the bytes
+            sock.sendall(get(f"/deaf?{mark}"))
+            wait_until(mark.exists, "the last request in flight")
+        else:
+            sock.sendall(get("/slow?0.5"))
+            wait_until(lambda: served.notes()["in_flight"] == 2, "the last request in flight")
+        sock.sendall(get("/notes"))
+        mark.unlink(missing_ok=True)
+        answer = b""
+        while data := sock.recv(1000):
+            answer += data
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert b"ok" in answer
+        assert served.notes()["connections"] == 2, "it was closed with unread bytes"
+        sock.sendall(b"x" * 100_000)
+    wait_until(lambda: served.notes()["connections"] == 1, "it ended")
+
+
+def test_a_client_that_has_said_all_is_closed_at_once(served: Served) -> None:
+    """Whoever announces its last request and keeps to it costs no lingering: when it reads the end it is forgotten."""
+    for path in ("/plain", "/stream", "/slow?0.01", "/file?4999990", "/lazy", "/write", "/nothing", "/endless?2500"):
+        with served.connect() as sock:
+            sock.sendall(get(path))
+            assert read_all(sock)
+            assert served.notes()["connections"] == 1, path
+
+
+@pytest.mark.parametrize("fields", [[], ["Connection: keep-alive"]])
+def test_a_client_that_resets_before_its_answer(serve: Serve, fields: list[str]) -> None:
+    """The answer is for nobody then, also if it were the last: that is no error of the application's."""
+    served = serve(access_log="stderr", log_level="WARNING")
+    sock = served.connect()
+    sock.sendall(get("/slow?0.3", *fields, close=not fields))
+    wait_until(lambda: served.notes()["in_flight"] == 2, "the request in flight")
+    reset(sock)
+    wait_until(lambda: served.notes()["connections"] == 1, "the reset seen")
+    wait_until(lambda: served.notes()["in_flight"] == 1, "the request ended")
+    _, errors = served.process.communicate(timeout=10)
+    assert b"Traceback" not in errors
+
+
+def test_a_last_answer_that_is_not_taken_at_once(serve: Serve) -> None:
+    """Whatever part of the last answer the client has room for: it gets all of it, once, and then the end."""
+    served = serve(send_buffer=4608)
+    for size in (1, 5_000, 20_000, 65_000):
+        with narrow(served) as sock:
+            sock.sendall(post(f"/read?{size}", b"0123456789" * (size // 10) + b"x" * (size % 10)))
+            if size == 65_000:
+                wait_until(lambda: served.notes()["in_flight"] == 2, "the answer being sent")
+            head, _, body = read_all(sock).partition(b"\r\n\r\n")
+            assert b"\r\nConnection: close\r\n" in head + b"\r\n"
+            assert body == b"0123456789" * (size // 10) + b"x" * (size % 10)
+
+
+def test_a_last_answer_behind_others_that_were_not_taken(served: Served) -> None:
+    """The same where there may be room for none of it, because the client has not taken the answers before it."""
+    for ahead in range(256, 300):  # how many fit is the kernel's affair; behind one of these counts the last does not
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.connect(served.packets)
+            sock.send(get("/plain", close=False) * ahead + get("/plain"))
+
+            def is_stuck_or_over() -> bool:
+                notes = served.notes()
+                return bool(notes["in_flight"] == 2 or notes["connections"] == 1)
+
+            wait_until(is_stuck_or_over, "all that can be sent is sent")
+            answer = read_all(sock)
+            assert answer.count(b"HTTP/1.1 200") == answer.count(b"\r\n\r\nok") == ahead + 1
 
 
 def test_ten_thousand_tiny_chunks(served: Served) -> None:

@@ -419,3 +419,24 @@ def test_migration_closes_nothing(served: Served) -> None:
         assert released >= 1
         idle.sendall(get("/plain"))
         assert read_all(idle).endswith(b"\r\n\r\nok")
+
+
+def test_clients_that_say_the_same_are_told_apart(served: Served) -> None:
+    """A head is remembered for all clients of a listener, and each sees its own address: at once, and kept alive."""
+    head = get("/echo", "X-Same: yes", close=False)
+    with served.connect() as one, served.connect() as other:
+        for sock in (one, other, one, other):
+            sock.sendall(head)
+            answer = b""
+            while not answer.endswith(b"}}"):
+                answer += sock.recv(65536)
+            environ = json.loads(answer.partition(b"\r\n\r\n")[2])["environ"]
+            assert (environ["REMOTE_ADDR"], int(environ["REMOTE_PORT"])) == sock.getsockname()
+    for _ in range(3):
+        with served.connect() as sock:
+            sock.sendall(get("/echo", "X-Same: yes"))
+            environ = json.loads(read_all(sock).partition(b"\r\n\r\n")[2])["environ"]
+            assert (environ["REMOTE_ADDR"], int(environ["REMOTE_PORT"])) == sock.getsockname()
+    environ = json.loads(served.ask(get("/echo", "X-Same: yes")).partition(b"\r\n\r\n")[2])["environ"]
+    assert environ["REMOTE_ADDR"] == ""
+    assert "REMOTE_PORT" not in environ

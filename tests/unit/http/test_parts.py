@@ -98,11 +98,11 @@ def test_allow_list_refuses_nonsense() -> None:
 
 def forwarded(fields: dict[str, str], *kinds: str) -> dict[str, object]:
     """What an allowed peer's fields make of an environ."""
-    reader = HeadReader(HttpSettings(forwarded_headers=kinds or ("for", "proto", "host", "port", "prefix")),
-                        AllowList(["127.0.0.1", "10.0.0.0/8"]))  # fmt: skip
+    site: dict[str, object] = {"SERVER_NAME": "s", "wsgi.url_scheme": "http"}
+    settings = HttpSettings(forwarded_headers=kinds or ("for", "proto", "host", "port", "prefix"))
+    reader = HeadReader(settings, site, AllowList(["127.0.0.1", "10.0.0.0/8"]))
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    template: dict[str, object] = {"REMOTE_ADDR": "127.0.0.1", "SERVER_NAME": "s", "wsgi.url_scheme": "http"}
-    return reader.read(f"GET / HTTP/1.1\r\nHost: a:1\r\n{lines}\r\n".encode(), template).environ
+    return reader.read(f"GET / HTTP/1.1\r\nHost: a:1\r\n{lines}\r\n".encode()).environ_for("127.0.0.1", "4711")
 
 
 @pytest.mark.parametrize(

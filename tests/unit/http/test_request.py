@@ -8,24 +8,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharedcluster.http import policy
-from sharedcluster.http.forwarded import AllowList
+from sharedcluster.http.forwarded import REMEMBERED, AllowList
 from sharedcluster.http.policy import Refused
 from sharedcluster.http.request import CHUNKED, FIRST_HEADS, SHORT_HEAD, Head, HeadReader
-from sharedcluster.http.settings import Environ, HttpSettings
+from sharedcluster.http.server import Readers
+from sharedcluster.http.settings import HttpSettings
 
-TEMPLATE: dict[str, object] = {"SCRIPT_NAME": "", "wsgi.url_scheme": "http"}
+SITE: dict[str, object] = {"SCRIPT_NAME": "", "wsgi.url_scheme": "http"}
 
 
 def read(head: bytes, reader: HeadReader | None = None) -> Head:
     """Read one head with a reader that nobody has used before, unless one is given."""
-    return (reader or HeadReader(HttpSettings())).read(head, TEMPLATE)
+    return (reader or HeadReader(HttpSettings(), SITE)).read(head)
 
 
 def test_the_template_is_not_touched() -> None:
     """Every head gets an environ of its own."""
-    before = dict(TEMPLATE)
-    assert read(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n").environ["PATH_INFO"] == "/a"
-    assert before == TEMPLATE
+    before = dict(SITE)
+    reader = HeadReader(HttpSettings(), SITE)
+    assert read(b"GET /a HTTP/1.1\r\nHost: x\r\nX: y\r\n\r\n", reader).environ["PATH_INFO"] == "/a"
+    assert "HTTP_X" not in read(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", reader).environ
+    assert before == SITE
 
 
 @pytest.mark.parametrize(
@@ -88,9 +91,9 @@ def verdict(head: bytes, reader: HeadReader) -> object:
 @given(st.lists(st.sampled_from(HEADS), max_size=12))
 def test_one_head_says_nothing_about_the_next(heads: list[bytes]) -> None:
     """The parser is shared by all connections: whatever was read before, a head is judged as by a fresh reader."""
-    shared = HeadReader(HttpSettings())
+    shared = HeadReader(HttpSettings(), SITE)
     for head in heads:
-        assert verdict(head, shared) == verdict(head, HeadReader(HttpSettings()))
+        assert verdict(head, shared) == verdict(head, HeadReader(HttpSettings(), SITE))
 
 
 PIECES = st.sampled_from(
@@ -193,7 +196,7 @@ def test_what_we_accept_h11_accepts_and_reads_alike(head: bytes) -> None:
 @given(st.sampled_from(HEADS), mutated())
 def test_a_repeated_end_is_read_as_the_whole(first: bytes, second: bytes) -> None:
     """Where only the request line is read, the environ is the one that reading the whole head gives."""
-    reader = HeadReader(HttpSettings())
+    reader = HeadReader(HttpSettings(), SITE)
     fields = first[first.index(b"\r\n") :]
     data = second.partition(b"\r\n")[0] + fields
     try:
@@ -210,11 +213,7 @@ def test_a_repeated_end_is_read_as_the_whole(first: bytes, second: bytes) -> Non
         )
 
 
-CLIENTS: list[dict[str, object]] = [
-    {**TEMPLATE, "REMOTE_ADDR": "127.0.0.1", "REMOTE_PORT": "1"},
-    {**TEMPLATE, "REMOTE_ADDR": "127.0.0.1", "REMOTE_PORT": "2"},
-    {**TEMPLATE, "REMOTE_ADDR": ""},
-]
+CLIENTS = [("127.0.0.1", "1"), ("127.0.0.1", "2"), ("", "")]
 SPOKEN_FOR = [
     b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: b:1\r\n\r\n",
@@ -223,53 +222,88 @@ SPOKEN_FOR = [
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(HEADS + SPOKEN_FOR), st.sampled_from(CLIENTS)), max_size=12), st.booleans())
-def test_a_remembered_first_head_is_read_as_a_new_one(heads: list[tuple[bytes, Environ]], is_proxy: bool) -> None:
+def test_a_remembered_first_head_is_read_as_a_new_one(heads: list[tuple[bytes, tuple[str, str]]], proxy: bool) -> None:
     """Whoever said the same before, a client's first head gives the environ and framing that reading it gives."""
-    allowed = AllowList(["127.0.0.1"]) if is_proxy else None
-    reader = HeadReader(HttpSettings(), allowed)
-    for head, template in heads:
+    allowed = AllowList(["127.0.0.1"]) if proxy else None
+    reader = HeadReader(HttpSettings(), SITE, allowed)
+    for data, client in heads:
         try:
-            whole = HeadReader(HttpSettings(), allowed).read(head, template)
+            whole = HeadReader(HttpSettings(), SITE, allowed).read(data)
         except Refused:
             with pytest.raises(Refused):
-                reader.read_first(head, template, 0)
+                reader.read_first(data)
             continue
-        first = reader.read_first(head, template, 0)
-        assert first.environ == whole.environ
-        assert all(
-            getattr(first, name) == getattr(whole, name)
-            for name in ("length", "is_head", "is_http10", "keep_alive", "expects_continue", "upgrade")
-        )
+        known, newest = reader.newest
+        for head in (reader.read_first(data), newest if data == known else None):
+            if head is not None:
+                assert head.environ_for(*client) == whole.environ_for(*client)
+                assert all(
+                    getattr(head, name) == getattr(whole, name)
+                    for name in ("length", "is_head", "is_http10", "keep_alive", "expects_continue", "upgrade")
+                )
 
 
-def test_a_first_head_is_remembered_for_its_listener_alone() -> None:
-    """What a listener says of itself (its port, its scheme) does not travel to another one with the same bytes."""
-    reader = HeadReader(HttpSettings())
-    head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-    ports = {index: {"SERVER_PORT": str(8000 + index), "REMOTE_ADDR": "192.0.2.1"} for index in (0, 1)}
+@pytest.mark.parametrize("spoken", ["", "X-Forwarded-For: 192.0.2.7\r\n"])
+def test_each_client_sees_its_own_address(spoken: str) -> None:
+    """A head that many have said names the one who said it now, or whom its proxy names; never somebody before."""
+    reader = HeadReader(HttpSettings(), SITE, AllowList(["127.0.0.1"]))
+    data = f"GET / HTTP/1.1\r\nHost: a\r\n{spoken}\r\n".encode()
+    for address, port in (*CLIENTS, *CLIENTS):
+        environ = reader.read_first(data).environ_for(address, port)
+        assert environ["REMOTE_ADDR"] == ("192.0.2.7" if spoken else address)
+        assert environ.get("REMOTE_PORT", "") == ("" if spoken else port)
+        assert ("REMOTE_PORT" in environ) is bool(port and not spoken)
+
+
+def test_what_a_proxy_says_of_somebody_is_not_remembered() -> None:
+    """Nor offered to the next connection as what it may begin with; nor is a message that has a body."""
+    reader = HeadReader(HttpSettings(), SITE, AllowList(["127.0.0.1"]))
+    for data in (*SPOKEN_FOR, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n"):
+        reader.read_first(data)
+        assert reader.newest == (None, None)
+        assert not reader._first
+
+
+def test_a_first_head_is_remembered_for_its_listener_and_trust_alone() -> None:
+    """What a listener says of itself, and whom it believes, does not travel to another one with the same bytes."""
+    allowed = AllowList(["127.0.0.1"])
+    both = [Readers(HttpSettings(), {**SITE, "SERVER_PORT": port}, allowed) for port in ("8000", "8001")]
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Host: b\r\n\r\n"
     for _ in range(2):
-        for index, template in ports.items():
-            assert reader.read_first(head, dict(template), index).environ["SERVER_PORT"] == template["SERVER_PORT"]
+        for port, readers in zip(("8000", "8001"), both, strict=True):
+            stranger, proxy = readers["192.0.2.1"].read_first(head), readers["127.0.0.1"].read_first(head)
+            assert stranger.environ["SERVER_PORT"] == proxy.environ["SERVER_PORT"] == port
+            assert "HTTP_X_FORWARDED_HOST" not in stranger.environ
+            assert "HTTP_X_FORWARDED_HOST" in proxy.environ
+
+
+def test_remembered_trust_is_bounded() -> None:
+    """Clients from everywhere fill no memory."""
+    readers = Readers(HttpSettings(), SITE, AllowList(["10.0.0.0/8"]))
+    for number in range(3000):
+        assert readers[f"192.0.{number // 256}.{number % 256}"] is not readers["10.0.0.1"]
+    assert len(readers) <= REMEMBERED
 
 
 def test_a_changed_environ_is_not_remembered() -> None:
     """What one request's environ is made into does not show in the next one's."""
-    reader = HeadReader(HttpSettings())
+    reader = HeadReader(HttpSettings(), SITE)
     head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
     for _ in range(3):
-        environ = reader.read_first(head, CLIENTS[0], 0).environ
+        environ = reader.read_first(head).environ_for(*CLIENTS[0])
         assert "secret" not in environ
+        assert environ["REMOTE_ADDR"] == "127.0.0.1"
         environ["secret"] = environ["REMOTE_ADDR"] = "x"
 
 
 def test_remembered_first_heads_are_bounded() -> None:
     """Clients that never say the same twice, or much, fill no memory."""
-    reader = HeadReader(HttpSettings())
+    reader = HeadReader(HttpSettings(), SITE)
     for number in range(2000):
-        reader.read_first(f"GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n".encode(), CLIENTS[0], 0)
+        reader.read_first(f"GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
         assert len(reader._first) <= FIRST_HEADS
     reader._first.clear()
-    reader.read_first(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * SHORT_HEAD + b"\r\n\r\n", CLIENTS[0], 0)
+    reader.read_first(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * SHORT_HEAD + b"\r\n\r\n")
     assert not reader._first
 
 
@@ -286,7 +320,7 @@ def test_forwarding_fields_are_dropped_for_strangers_in_any_spelling() -> None:
 
 def test_remembered_names_are_bounded() -> None:
     """A client that invents names fills no memory."""
-    reader = HeadReader(HttpSettings())
+    reader = HeadReader(HttpSettings(), SITE)
     for number in range(2000):
         fields = f"Host: host{number}\r\nX-{number}: a\r\nConnection: x{number}\r\n"
         read(f"GET / HTTP/1.1\r\n{fields}\r\n".encode(), reader)
