@@ -155,8 +155,9 @@ class Primary:
                 now = time.monotonic()
                 self.hand_off.watch(now)
                 if now < self._act_at and not self.workforce.has_changed:
-                    # Most turns only pass connections on; then nothing has to be decided.
-                    self._turn(self._act_at - now)
+                    # Most turns only hand connections out; then nothing has to be decided.
+                    left = self._act_at - now
+                    self._turn(min(left, BUSY_TICK) if self.hand_off.is_waiting else left)
                     continue
                 self._advance_stop(now)
                 self.workforce.act(now)

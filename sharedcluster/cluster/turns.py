@@ -89,7 +89,19 @@ class Turns:
         for listener in self.listeners:
             if has_rung or self._is_muted or listener.waiting:
                 self._give(listener)
-        self._mute(all(worker.turns for worker in self._workers.values()))
+        if self._all_are_busy():
+            for worker in self._workers.values():
+                worker.ask_about_turns()
+            # One that had come to its last turn before it could see the question will not answer it.
+            self.look()
+            if not self._all_are_busy():
+                for listener in self.listeners:
+                    self._give(listener)
+        self._mute(self._all_are_busy())
+
+    def _all_are_busy(self) -> bool:
+        """Whether nobody would be served sooner if we knew of newcomers."""
+        return all(worker.turns for worker in self._workers.values())
 
     def _give(self, listener: Listener) -> None:
         if not listener.is_open:
@@ -138,10 +150,6 @@ class Turns:
             self._leave(worker)
 
     def _mute(self, is_muted: bool) -> None:
-        """Mute the bell, and have all workers say when they come to their last turn; or let it ring."""
-        if is_muted:
-            for worker in self._workers.values():
-                worker.ask_about_turns()
         if is_muted != self._is_muted:
             self._is_muted = is_muted
             if is_muted:

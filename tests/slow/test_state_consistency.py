@@ -45,7 +45,7 @@ def test_lost_invalidations_do_not_reach_a_sequential_client() -> None:
 NEEDS: dict[str, tuple[str, ...]] = {
     "cookie-version": ("--lose", "0.5", "--faults", "none"),
     "trust": ("--pause", "1", "--faults", "black hole"),
-    "forget-after-gap": ("--pause", "1", "--faults", "kill subscribers"),
+    "forget-after-gap": ("--pause", "0.3", "--faults", "kill subscribers"),
     "catching-up": ("--faults", "kill subscribers"),
 }
 

@@ -178,6 +178,34 @@ def test_the_bell_is_muted_while_nobody_is_free(stack: ExitStack) -> None:
     assert room.rings()
 
 
+class Quick:
+    """The primary's end of a channel to workers that use what they are told before the primary's next instruction."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.channel = worker.handle.channel
+
+    def send(self, message: TakeTurns) -> bool:
+        """As `MessageSocket.send`."""
+        assert self.channel.send(message)
+        while self.worker.read():
+            self.worker.use()
+            assert not self.worker.handle.row.is_to_tell()
+        return True
+
+
+def test_a_worker_may_be_through_before_it_is_asked(stack: ExitStack) -> None:
+    """All have a turn, and one has used it before it could see that the primary wants to hear it: the bell rings."""
+    room = Room(stack, RoundRobin())
+    quick, slow = room.enter(), room.enter()
+    quick.handle.channel = Quick(quick)  # type: ignore[assignment]
+    room.connect(2)
+    room.turn()
+    assert slow.read() == 1
+    room.connect()
+    assert room.rings()
+
+
 def test_the_primary_looks_again_while_it_could_miss_somebody(stack: ExitStack) -> None:
     """Muted, or with somebody waiting, it asks to be called within a tick; with nobody there it may sleep."""
     room = Room(stack, RoundRobin())
