@@ -199,6 +199,7 @@ def test_a_worker_may_be_through_before_it_is_asked(stack: ExitStack) -> None:
     room = Room(stack, RoundRobin())
     quick, slow = room.enter(), room.enter()
     quick.handle.channel = Quick(quick)  # type: ignore[assignment]
+    room.turn()
     room.connect(2)
     room.turn()
     assert slow.read() == 1
