@@ -69,8 +69,9 @@ class Turns:
             self._bell.register(listener.socket, select.EPOLLIN | select.EPOLLET)
 
     def _on_bell(self, _mask: int) -> None:
-        self._bell.poll(0)
-        self._has_rung = True
+        if not self._bell.closed:  # by another event of this turn (a take-over)
+            self._bell.poll(0)
+            self._has_rung = True
 
     @property
     def are_awaited(self) -> bool:

@@ -324,6 +324,20 @@ def test_least_connections(stack: ExitStack) -> None:
     assert (busy.read(), idle.read()) == (1, 4)
 
 
+def test_a_take_over_in_the_turn_in_which_it_rings(stack: ExitStack) -> None:
+    """Another event of the same turn closes everything; what has rung by then is the next primary's to answer."""
+    room = Room(stack, RoundRobin())
+    room.enter()
+    room.turn()
+    room.connect()
+    ringing = room.selector.select(0)
+    room.hand_off.stop_accepting()
+    for key, mask in ringing:
+        key.data(mask)
+    room.hand_off.dispatch()
+    assert not room.is_restless()
+
+
 def test_several_listeners(stack: ExitStack) -> None:
     """Each has turns of its own; those of one are no claim on another's connections."""
     room = Room(stack, RoundRobin(), listeners=2)
