@@ -115,13 +115,18 @@ class Turns:
         if unclaimed <= 0 and self._is_muted:
             # All were busy, and those who wait are their turn. One that is through with its own need not stand by.
             unclaimed = min(waiting, sum(not worker.turns for worker in self._workers.values()))
+        # A crowd is shared out in pieces: to pick for each of them was half of the primary's work under load.
+        piece = max(1, unclaimed // max(1, len(self._workers)))
         calls: dict[WorkerHandle, int] = {}
         while unclaimed > 0 and (worker := self._policy.pick(None)) is not None:
-            if worker.turns and not worker.answers(now):
+            if worker.answers(now):
+                given = worker.give_turns(listener.index, min(piece, unclaimed), now)
+            elif worker.turns:
                 break  # nobody answers, and each has a turn for when it does
-            worker.give_turn(listener.index, now)
-            calls[worker] = calls.get(worker, 0) + 1
-            unclaimed -= 1
+            else:
+                given = worker.give_turns(listener.index, 1, now)
+            calls[worker] = calls.get(worker, 0) + given
+            unclaimed -= given
         for worker, count in calls.items():
             self._call(worker, listener, count)
         if unclaimed > 0:

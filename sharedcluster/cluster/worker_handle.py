@@ -147,12 +147,16 @@ class WorkerHandle:
         """Connections it was passed, has accepted itself, or is to accept."""
         return self._passed + self.row.all_taken + len(self.turns)
 
-    def give_turn(self, listener: int, now: int) -> None:
-        """It is to accept one more connection of this listener; the caller says so to it (`TakeTurns`)."""
+    def give_turns(self, listener: int, count: int, now: int) -> int:
+        """It is to accept so many more connections of this listener, or as many as it may; the caller says so to it
+        (`TakeTurns`). Returns how many it is; at least one of one that `has_credit`.
+        """
         if not self.turns:
             self._progress_at = now
-        self.turns.append(listener)
+        count = min(count, TURNS - len(self.turns))
+        self.turns.extend((listener,) * count)
         self._is_sated = len(self.turns) >= TURNS
+        return count
 
     def revoke_turns(self, count: int) -> None:
         """It could not be told of the last ones."""
@@ -165,7 +169,7 @@ class WorkerHandle:
         used = self.row.turns_used
         if used > self._turns_used:
             self._progress_at = now
-            for _ in range(used - self._turns_used):
+            for _ in range(min(used - self._turns_used, len(self.turns))):
                 self.turns.popleft()
             self._turns_used = used
             if len(self.turns) <= TURNS // 2:  # else each turn it uses would be followed by a message of its own
