@@ -7,12 +7,16 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from sharedcluster.cluster.listener import Listener, bind, bind_error
-from sharedcluster.config import BindAddress
+from sharedcluster.config import BindAddress, Config
 from sharedcluster.errors import BindError
+from sharedcluster.starting import _adopt
+from sharedcluster.upgrading import Inheritance, Predecessor
 
 ANY = BindAddress("127.0.0.1", 0)
 
@@ -88,6 +92,42 @@ def test_newcomers_are_dropped_and_the_others_kept(listener: Listener) -> None:
     assert accept_all(listener) == 3
     for end in [*early, late]:
         end.close()
+
+
+@pytest.mark.parametrize("lender", ["nobody", "systemd", "a primary before this one"])
+def test_a_socket_of_others_goes_on_listening(lender: str) -> None:
+    """Closing ends what is ours alone, whoever has it open yet; what another program has too goes on for that one."""
+    bound = bind(ANY, backlog=8)
+    where, theirs = bound.getsockname(), bound.dup()
+    if lender == "a primary before this one":
+        inherited = Inheritance("x", ((bound.detach(), BindAddress(*where)),), -1)
+        (listener,) = _adopt(inherited, Config(app="app"))
+    else:
+        fd = bound.fileno() if lender == "systemd" else None
+        listener = Listener(0, BindAddress(where[0], where[1], fd=fd), bound, limit=8)
+    listener.close()
+    with theirs:
+        if lender == "nobody":
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(where, timeout=5)
+        else:
+            socket.create_connection(where, timeout=5).close()
+
+
+def test_an_upgrade_lends_the_listeners(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the start of the new program on: a stop of the old one in the middle of it must not end the socket."""
+    primary: Any = SimpleNamespace(
+        hand_off=SimpleNamespace(listeners=(listener,)),
+        name="x",
+        events=SimpleNamespace(on=lambda *_: None),
+        watch=lambda *_: None,
+    )
+    upgrade = Predecessor(primary, redis_url="", lifeline_fd=-1)
+    monkeypatch.setattr(upgrade, "_start", lambda _inheritance: os.getpid())
+    upgrade.begin()
+    assert upgrade._channel is not None
+    upgrade._channel.close()
+    assert listener.is_lent
 
 
 def test_a_stale_socket_file_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharedcluster.cluster.board import STANDS_STILL
 from sharedcluster.cluster.hand_off import HandOff
 from sharedcluster.cluster.ipc import MessageSocket
 from sharedcluster.cluster.listener import Listener, bind
@@ -22,6 +21,7 @@ from sharedcluster.cluster.scheduling import LeastConnections, RoundRobin
 from sharedcluster.cluster.worker_handle import TURNS, WorkerHandle, WorkerState
 from sharedcluster.config import BindAddress
 from tests.unit.cluster import fake_workers
+from tests.waiting import wait_until
 
 BACKLOG = 100
 
@@ -178,6 +178,11 @@ def test_the_bell_is_muted_while_nobody_is_free(stack: ExitStack) -> None:
     assert room.rings()
 
 
+def wait_until_silent(worker: Worker) -> None:
+    """Wait until it counts as one that does not answer."""
+    wait_until(lambda: not worker.handle.answers(time.monotonic_ns()), "it does not answer", interval=0.005)
+
+
 class Quick:
     """The primary's end of a channel to workers that use what they are told before the primary's next instruction."""
 
@@ -222,6 +227,19 @@ def test_the_primary_looks_again_while_it_could_miss_somebody(stack: ExitStack) 
     assert not room.is_restless()
 
 
+def test_a_muted_bell_is_no_reason_to_sleep(stack: ExitStack) -> None:
+    """Nobody waits, but the only worker has a turn left: if what it says got lost, nothing else would wake us."""
+    room = Room(stack, RoundRobin())
+    worker = room.enter()
+    room.connect()
+    room.turn()
+    assert worker.read() == 1
+    room.listeners[0].socket.accept()[0].close()  # somebody was faster
+    room.turn()
+    assert not room.rings()
+    assert room.is_restless()
+
+
 def test_who_waits_for_a_stopped_worker_is_anothers_turn(stack: ExitStack) -> None:
     """A worker that seems to wait for events and does not take its turn (SIGSTOP) keeps nobody."""
     room = Room(stack, RoundRobin())
@@ -229,7 +247,7 @@ def test_who_waits_for_a_stopped_worker_is_anothers_turn(stack: ExitStack) -> No
     room.connect()
     room.turn()
     assert stopped.read() == 1
-    time.sleep(1.2 * STANDS_STILL / 1e9)
+    wait_until_silent(stopped)
     room.turn()
     assert other.read() == 1
     assert other.use()
@@ -248,7 +266,7 @@ def test_who_waits_for_a_worker_that_stands_still_is_anothers_turn(stack: ExitSt
     room.turn()
     assert (busy.read(), other.read()) == (1, 1)
     busy.handle.row.works()
-    time.sleep(1.2 * STANDS_STILL / 1e9)
+    wait_until_silent(busy)
     assert other.use()
     room.turn()
     assert other.read() == 1
@@ -261,7 +279,8 @@ def test_nobody_answers(stack: ExitStack) -> None:
     workers = [room.enter() for _ in range(2)]
     for each in workers:
         each.handle.row.works()
-    time.sleep(1.2 * STANDS_STILL / 1e9)
+    for each in workers:
+        wait_until_silent(each)
     room.connect(9)
     for _ in range(5):
         room.turn()
@@ -284,6 +303,10 @@ def test_the_turns_of_who_leaves_are_others(stack: ExitStack) -> None:
     room.connect(2)
     room.turn()
     assert (leaving.read(), other.read()) == (3, 1)  # two old ones and a new one
+    leaving.use()
+    leaving.use()
+    room.turn()
+    assert len(leaving.handle.turns) == 1, "the old ones it has used are not taken for the new one"
 
 
 def test_one_that_is_gone_is_noticed_when_it_is_told(stack: ExitStack) -> None:
