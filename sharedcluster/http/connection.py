@@ -1,9 +1,10 @@
 """One client connection: bytes in, requests to the application, bytes out.
 
 Theory of operation. Each connection has one read watcher on gevent's loop for its whole life. When bytes arrive, the
-loop's callback reads them, judges the head and starts the application in a pooled greenlet, all in one go; an idle
-connection is this object and a watcher, no greenlet. Most applications answer without waiting, so a request is:
-epoll, one read, one switch to the greenlet, one write, one switch back.
+loop's callback reads them and judges the head; the application starts in a pooled greenlet, at once if nothing else
+has come, or else when all that has come was read (`greenlets`). An idle connection is this object and a watcher, no
+greenlet. Most applications answer without waiting, so a request is: epoll, one read, one write, and at most one switch
+to a greenlet and one back.
 
 States (`phase`):
 
@@ -318,7 +319,7 @@ class Connection(Transport):
     # Serving.
 
     def _serve(self, head: Head, body: Any) -> None:
-        """Start the application. Returns when it has answered or first waits."""
+        """Start the application, or let it start when the loop has read what else has come."""
         server = self.server
         if server.in_flight >= server.concurrency:
             self.refuse(Refused(policy.OVERLOADED), is_head=head.is_head)
@@ -329,10 +330,18 @@ class Connection(Transport):
             self.expire_in(server.request_timeout)
         else:
             self.expiry = NEVER
-        parked = server.parked
-        worker = parked.pop() if parked else server.greenlets.make()
-        self._exchange = exchange = Exchange(self, head, body, worker)
-        worker.switch(exchange)
+        self._exchange = exchange = Exchange(self, head, body)
+        ready = server.ready
+        if self._is_opening or not (ready or server.loop.pendingcnt):
+            # A new connection waits for nobody: what is not begun when a worker dies should still be in the kernel.
+            parked = server.parked
+            worker = parked.pop() if parked else server.greenlets.make()
+            worker.switch(exchange)
+            return
+        # More has come in this pass of the loop: read it first.
+        if not ready:
+            server.loop.run_callback(server.greenlets.run_ready)
+        ready.append(exchange)
 
     def finish(self, exchange: Exchange) -> None:
         """The exchange is over (called in its greenlet): be idle again, or end."""

@@ -86,11 +86,11 @@ class Exchange:
         "started",
     )
 
-    def __init__(self, connection: Connection, head: Head, body: Any, greenlet: greenlet) -> None:
+    def __init__(self, connection: Connection, head: Head, body: Any) -> None:
         self.connection = connection
         self.head = head
         self.input = body
-        self.greenlet = greenlet
+        self.greenlet: greenlet | None = None
         self.response: ResponseHead | None = None
         self.is_over = self.has_switched = self.keep_alive = False
         self.request_id: str | None = None
@@ -98,11 +98,16 @@ class Exchange:
         self.bytes_out = 0
         self.started = monotonic_ns()
 
-    def run(self) -> bool:
-        """Serve the request and hand the connection back. Raises nothing."""
+    def run(self, worker: greenlet) -> bool:
+        """Serve the request in `worker` and hand the connection back. Raises nothing."""
+        self.greenlet = worker
         connection = self.connection
         head = self.head
         server = connection.server
+        if self.is_over or connection.fd < 0:  # answered for, or cut, before it began
+            server.in_flight -= 1
+            connection.finish(self)
+            return True
         environ = head.environ_for(connection.address, connection.port)
         if self.input is not None:
             environ["wsgi.input"] = io.BufferedReader(self.input) if type(self.input) is BodyStream else self.input
@@ -328,10 +333,12 @@ class Exchange:
         else:
             self.is_over = True
             self.connection.close()
-        self.greenlet.throw(RequestEnded())
+        if self.greenlet is not None:  # else it has not begun, and will not
+            self.greenlet.throw(RequestEnded())
 
     def wind_up(self) -> None:
         """From the loop: end an event stream politely, as if the application had returned."""
+        assert self.greenlet is not None
         self.greenlet.throw(WoundUp())
 
     def _say_last(self, ended: RequestEnded) -> None:

@@ -77,6 +77,7 @@ class Server:
         self.wheel = Wheel()
         self.greenlets = GreenletPool(self.hub, Exchange)
         self.parked = self.greenlets.parked
+        self.ready = self.greenlets.ready
         self.in_flight = 0
         self.counters = Counters()
         self.is_draining = False
