@@ -119,7 +119,10 @@ class Exchange:
             application = server.application
             result = application(environ, self.start_response)
             if type(result) is list and len(result) == 1 and self.response is None and not self.is_over:
-                self._send_whole(result[0])
+                body = result[0]
+                if not self._send_whole(body, len(body)):
+                    self._write(body)
+                    self._finish_body()
             else:
                 self._send_and_close(result)
         except ClientGone:
@@ -160,21 +163,21 @@ class Exchange:
         self._fields = headers
         return self.write
 
-    def _send_whole(self, body: bytes) -> None:
-        """The most usual answer: one piece, whose head and body leave together."""
+    def _send_whole(self, body: bytes, length: int) -> bool:
+        """The most usual answer: one piece, whose head and body leave together. False if this is not one."""
         size = len(body)
-        response = self._start(size)
-        if response.length == size <= JOIN and response.has_body:
-            data = response.data + body
-            self._sent_head = True
-            self.bytes_out = len(data)
-            if self.keep_alive:
-                self.connection.send(data)
-            else:
-                self.connection.send_last(data)
+        response = self._start(length)
+        if response.length != size or size > JOIN or not response.has_body:
+            return False
+        data = response.data + body
+        self._sent_head = True
+        self.left = 0
+        self.bytes_out = len(data)
+        if self.keep_alive:
+            self.connection.send(data)
         else:
-            self._write(body)
-            self._finish_body()
+            self.connection.send_last(data)
+        return True
 
     def _send_and_close(self, result: Iterable[bytes]) -> None:
         """Any iterable; it is closed whatever happens."""
@@ -187,11 +190,10 @@ class Exchange:
                 self._send_joined(b"".join(result))
             else:
                 for piece in result:
-                    if piece:
-                        if self.response is None:
-                            self._start(UNKNOWN_LENGTH)
-                        if not self._write(piece):
-                            break  # else a body without an end would be made for nobody, for ever
+                    if not piece or (self.response is None and self._send_whole(piece, UNKNOWN_LENGTH)):
+                        continue
+                    if not self._write(piece):
+                        break  # else a body without an end would be made for nobody, for ever
             self._finish_body()
         finally:
             if hasattr(result, "close"):
