@@ -7,7 +7,7 @@ from typing import Any
 
 import gevent
 import pytest
-from greenlet import getcurrent
+from greenlet import getcurrent, greenlet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -160,13 +160,23 @@ class Work:
         self.ran_in: Any = None
         self.is_done = False
 
-    def run(self) -> bool:
+    def run(self, worker: greenlet) -> bool:
         """Run."""
-        self.ran_in = getcurrent()
+        assert worker is getcurrent()
+        self.ran_in = worker
         if self.waits:
             gevent.sleep(0)
         self.is_done = True
         return self.is_clean
+
+
+class FaultyWork(Work):
+    """A job with a bug in it."""
+
+    def run(self, worker: greenlet) -> bool:
+        """Fail."""
+        self.is_done = True
+        raise ZeroDivisionError("a bug of ours")
 
 
 def run_in_hub(pool: GreenletPool, *jobs: Work) -> None:
@@ -195,6 +205,40 @@ def test_greenlets_are_used_again() -> None:
     dirty = Work(is_clean=False)
     run_in_hub(pool, dirty)
     assert dirty.ran_in not in pool.parked
+
+
+def run_together(pool: GreenletPool, *jobs: Work) -> None:
+    """Make jobs ready in one pass of the loop."""
+    pool.ready.extend(jobs)
+    gevent.get_hub().loop.run_callback(pool.run_ready)
+    with gevent.Timeout(10):
+        while not all(job.is_done for job in jobs):
+            gevent.sleep(0)
+    gevent.sleep(0)
+
+
+def test_what_is_ready_together_shares_a_greenlet() -> None:
+    """Jobs that do not wait run one behind the other in one greenlet; behind one that waits they go on in another."""
+    pool = GreenletPool(gevent.get_hub(), Work)
+    jobs = [Work() for _ in range(5)]
+    run_together(pool, *jobs)
+    assert len({id(job.ran_in) for job in jobs}) == 1
+    waiting, *others = Work(waits=True), Work(), Work()
+    run_together(pool, waiting, *others)
+    assert waiting.ran_in is not others[0].ran_in
+    assert others[0].ran_in is others[1].ran_in
+    dirty, after = Work(is_clean=False), Work()
+    run_together(pool, dirty, after)
+    assert dirty.ran_in is not after.ran_in
+    assert dirty.ran_in not in pool.parked
+
+
+def test_a_bug_in_one_job_does_not_keep_the_others() -> None:
+    """What comes out of a job goes to the hub, which reports it; the jobs behind it run all the same."""
+    pool = GreenletPool(gevent.get_hub(), Work)
+    jobs = [Work(), FaultyWork(), Work(), FaultyWork(), Work()]
+    run_together(pool, *jobs)
+    assert not pool.ready
 
 
 def test_stray_wakeups_do_no_harm(caplog: pytest.LogCaptureFixture) -> None:
