@@ -141,7 +141,7 @@ class Connection(Transport):
                 # The same bytes again, as a client that polls sends them, mean the same request again.
                 if data == self._last_bytes:
                     self._serve(self._last_head, None)  # type: ignore[arg-type]  # set together with _last_bytes
-                elif self._is_opening or not self._read_line(data):
+                elif self._is_opening or not self._read_known(data):
                     self._read_head(data)
             else:
                 self._on_other(data)
@@ -160,17 +160,19 @@ class Connection(Transport):
         else:
             self.close()
 
-    def _read_line(self, data: bytes) -> bool:
-        """If the fields are those of the last request, only the request line has to be read."""
-        last = self._last_bytes
-        if last is None:
+    def _read_known(self, data: bytes) -> bool:
+        """If the fields are those of the last request, only the request line has to be read, or the cookie."""
+        last, last_head = self._last_bytes, self._last_head
+        if last is None or last_head is None:
             return False
         fields = self._last_fields
         if fields is None:
             self._last_fields = fields = last[last.index(b"\r\n") :]
-        if not data.endswith(fields):
-            return False
-        head = self.reader.read_line(data, fields, self._last_head)  # type: ignore[arg-type]  # set with _last_bytes
+        if data.endswith(fields):
+            head = self.reader.read_line(data, fields, last_head)
+        else:
+            head = self.reader.read_cookie(data, last, last_head)
+            self._last_fields = None
         if head is None:
             return False
         self._last_bytes = data

@@ -38,6 +38,10 @@ HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::([0-9]
 ABSOLUTE = re.compile(r"https?://([^/?]*)(.*)", re.IGNORECASE)
 FORWARDING = frozenset({"HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_CLIENT_IP", "HTTP_X_SCHEME", "HTTP_X_URL_SCHEME"})
 
+COOKIE = b"\r\nCookie: "
+COOKIE_VALUE = re.compile(rb"[!-~](?:[ -~]*[!-~])?")
+"""Without the bytes that are refused or stripped, or that a rule says more about."""
+
 KNOWN_NAMES = 512
 """How many spellings of field names, and of hosts, are remembered; beyond it each is worked out anew."""
 
@@ -186,6 +190,31 @@ class HeadReader:
         environ["REQUEST_METHOD"] = method
         environ["REQUEST_URI"] = environ["RAW_URI"] = target
         environ["PATH_INFO"], _, environ["QUERY_STRING"] = target.partition("?")
+        return self._vary(last, environ)
+
+    def read_cookie(self, data: bytes, before: bytes, last: Head) -> Head | None:
+        """Read a head that says what `last` did, whose bytes are `before`, but for the value of its only Cookie field.
+
+        So does a client whose session changes with each of its requests. Nothing but the environ's entry depends on
+        that value. Returns None where the whole head must be judged.
+        """
+        start = before.find(COOKIE) + len(COOKIE)
+        end = before.find(b"\r\n", start)
+        rest = before[end:]
+        value = data[start : len(data) - len(rest)]
+        if start < len(COOKIE) or not data.startswith(before[:start]) or not data.endswith(rest):
+            return None
+        if COOKIE_VALUE.fullmatch(value) is None or len(COOKIE) + len(value) > self._limit_line:
+            return None
+        # A second field would have been joined with the first.
+        if len(data) > self._limit_head or last.environ["HTTP_COOKIE"] != before[start:end].decode("latin-1"):
+            return None
+        environ = last.environ.copy()
+        environ["HTTP_COOKIE"] = value.decode("latin-1")
+        return self._vary(last, environ)
+
+    def _vary(self, last: Head, environ: Environ) -> Head:
+        """A head that is framed as `last` is."""
         head = Head(environ, 0)
         head.is_http10 = last.is_http10
         head.keep_alive = last.keep_alive

@@ -213,6 +213,56 @@ def test_a_repeated_end_is_read_as_the_whole(first: bytes, second: bytes) -> Non
         )
 
 
+WITH_COOKIE = [
+    b"GET / HTTP/1.1\r\nHost: a\r\nCookie: session=abc; theme=dark\r\nAccept: */*\r\n\r\n",
+    b"POST /x HTTP/1.1\r\nCookie: a\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+    b"HEAD / HTTP/1.0\r\nCookie: a=b\r\nConnection: keep-alive\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nCookie: a=b\r\nCookie: c=d\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nX: y\r\nCookie: \r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nCookie:  a=b\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\ncookie: a=b\r\nX-Cookie: z\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nCookie: a=b\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n",
+]
+COOKIES = st.one_of(
+    st.sampled_from([b"session=xyz", b"", b" a=b", b"a=b ", b"a=b\r\nCookie: c=d", b"a\r\n\r\nGET / HTTP/1.1"]),
+    st.binary(max_size=8),
+    st.text("ab=; \t\r\n", max_size=12).map(str.encode),
+    st.integers(1, 80).map(lambda size: b"a" * size),
+)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.sampled_from(WITH_COOKIE), COOKIES, mutated(), st.booleans())
+def test_a_changed_cookie_is_read_as_the_whole(first: bytes, value: bytes, other: bytes, is_other: bool) -> None:
+    """Where only the cookie is read, environ and framing are those of reading the whole head, limits and all."""
+    limits = HttpSettings(limit_line=70, limit_head=100)
+    allowed = AllowList(["127.0.0.1"])
+    reader = HeadReader(limits, SITE, allowed)
+    last = read(first, reader)
+    start, _, rest = first.partition(b"ookie: ")
+    data = other if is_other else start + b"ookie: " + value + rest[rest.index(b"\r\n") :]
+    head = reader.read_cookie(data, first, last)
+    if head is not None:
+        whole = read(data, HeadReader(limits, SITE, allowed))
+        for client in CLIENTS:
+            assert head.environ_for(*client) == whole.environ_for(*client)
+        assert all(
+            getattr(head, name) == getattr(whole, name)
+            for name in ("length", "is_head", "is_http10", "keep_alive", "expects_continue", "upgrade")
+        )
+
+
+@pytest.mark.parametrize(("first", "is_known"), [*zip(WITH_COOKIE, (1, 1, 1, 0, 1, 0, 0, 1), strict=True)])
+def test_which_cookies_are_read_alone(first: bytes, is_known: int) -> None:
+    """The only Cookie field of a head, as everybody spells it; not two of them, nor one that needs stripping."""
+    reader = HeadReader(HttpSettings(), SITE)
+    start, _, rest = first.partition(b"ookie: ")
+    data = start + b"ookie: another=one" + rest[rest.index(b"\r\n") :]
+    head = reader.read_cookie(data, first, read(first, reader))
+    assert (head is not None) == bool(is_known)
+    assert head is None or head.environ["HTTP_COOKIE"] == "another=one"
+
+
 CLIENTS = [("127.0.0.1", "1"), ("127.0.0.1", "2"), ("", "")]
 SPOKEN_FOR = [
     b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n",
