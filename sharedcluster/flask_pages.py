@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, request
 from flask.signals import request_finished, request_started
 
-from sharedcluster.state.cache import Cache, CacheEntry
+from sharedcluster.state.cache import Cache
+from sharedcluster.state.cache_store import CacheEntry
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -20,6 +20,7 @@ from typing import Any
 from sharedcluster.errors import Bug, RedisNeededError, StateUnavailableError
 from sharedcluster.state.broadcast import Broadcast
 from sharedcluster.state.cache import Cache
+from sharedcluster.state.cache_store import CacheStore
 from sharedcluster.state.checks import check_server
 from sharedcluster.state.codec import make_codec
 from sharedcluster.state.connection import GroupCommit
@@ -104,19 +105,12 @@ class SharedState:
         self.schedule = Schedule(self.commit, namespace)
         self._session_near = self._make_near(settings.session_near_max_age, ordered=True)
         self.sessions = SessionStore(self.commit, self._session_near, namespace, channel, codec, settings, self.counts)
-        self.cache = Cache(
-            self.commit,
-            self._make_near(settings.near_max_age, ordered=False),
-            namespace,
-            channel,
-            codec,
-            settings,
-            self.counts,
-            self._keeper,
-        )
+        cache_near = self._make_near(settings.near_max_age, ordered=False)
+        store = CacheStore(self.commit, cache_near, namespace, channel, codec, settings, self.counts)
+        self.cache = Cache(store, settings, self.counts, self._keeper)
         self.broadcast = Broadcast(self.commit, self.subscriber, namespace, codec, settings, self.counts)
         self.subscriber.listen(channel, self._hear_invalidation)
-        for near in (self._session_near, self.cache.near, self._dict_near):
+        for near in (self._session_near, cache_near, self._dict_near):
             self.subscriber.on_gap.append(near.forget)
         self.subscriber.on_gap.append(self._watchers.hear_gap)
         self._pid = process_id()

@@ -17,10 +17,10 @@ from flask import Flask, Response, request, session
 
 from sharedcluster import SharedCluster
 from sharedcluster.state import SharedState
-from sharedcluster.state import cache as cache_room
 from sharedcluster.state import connection as connection_room
 from sharedcluster.state import scripting as script_room
 from sharedcluster.state.broadcast import Subscription
+from sharedcluster.state.cache_store import ALL
 from sharedcluster.state.cookie import Cookie
 from sharedcluster.state.near import Near
 from sharedcluster.state.primitives import LockLostError, LockTimeoutError
@@ -255,4 +255,4 @@ if os.environ.get("CONSISTENCY_LOSE"):
     lose_invalidations(float(os.environ["CONSISTENCY_LOSE"]))
 if guard := os.environ.get("CONSISTENCY_GUARD_OFF"):
     GUARDS[guard]()
-assert cache_room.ALL == "*"
+assert ALL == "*"

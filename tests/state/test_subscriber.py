@@ -33,7 +33,7 @@ def test_a_killed_subscriber_misses_nothing_in_the_end(own_redis: RedisProcess, 
     assert [m.offset for m in subscription.next_messages(5)] == [1]
     for turn in range(1, 4):
         gaps = state.subscriber.gaps
-        encoded = writer.cache.codec.encode(f"new{turn}")
+        encoded = writer.sessions.codec.encode(f"new{turn}")
         writer.cache.set("source", f"new{turn}")
         stored = writer.commit.call("GET", f"{state.namespace}:c:source")
         # The write and its message happen in the same instant in which the subscribers die.
