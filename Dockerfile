@@ -1,7 +1,7 @@
 # The demo as an image; for an app of your own, replace `demo_app` here and in CMD.
 # docker compose -f docker-compose.redis.yml up --build
 
-FROM python:3.13-slim AS build
+FROM python:3.14-slim AS build
 WORKDIR /source
 RUN python -m venv /venv
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -10,7 +10,7 @@ COPY sharedcluster sharedcluster
 COPY demo_app demo_app
 RUN --mount=type=cache,target=/root/.cache/pip /venv/bin/pip install ".[fast,proctitle]"
 
-FROM python:3.13-slim
+FROM python:3.14-slim
 LABEL org.opencontainers.image.title="sharedcluster demo" \
       org.opencontainers.image.description="One Flask app on all cores, with one state" \
       org.opencontainers.image.licenses="BSD-3-Clause"

@@ -132,12 +132,12 @@ def _toml(value: Any) -> str:
 # The time-outs belong together: 30 s to drain, and more than that for whoever would kill it.
 
 DOCKERFILE: Final = """\
-FROM python:3.13-slim AS build
+FROM python:3.14-slim AS build
 WORKDIR /src
 COPY requirements.txt ./
 RUN pip wheel --wheel-dir /wheels -r requirements.txt sharedcluster
 
-FROM python:3.13-slim
+FROM python:3.14-slim
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels pip install --no-index /wheels/*
 RUN useradd --uid 10001 --create-home app
