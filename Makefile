@@ -1,12 +1,12 @@
 # Two commands matter: `make run` and `make test`. Each sets up .venv from nothing.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 APP ?= demo_app
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help run test lint types layers unit state integration test-slow consistency bench bench-quick setup setup-test clean
+.PHONY: help run test test-clusters test-parts lint types layers unit state integration test-slow consistency bench bench-quick setup setup-test clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -15,7 +15,14 @@ run: setup  ## the demo on http://127.0.0.1:8000 (APP=your_module:app for your o
 	@exec $(BIN)/sharedcluster run $(APP)
 
 test: setup-test lint types layers  ## lint, types, layers and every test but the slow ones
-	$(BIN)/python -m pytest tests -m "not slow"
+	@# Clusters mostly wait, for processes and for times; what computes runs beside them.
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-clusters test-parts
+
+test-clusters: setup-test
+	$(BIN)/python -m pytest tests -m "not slow" --ignore=tests/unit --ignore=tests/state
+
+test-parts: setup-test
+	$(BIN)/python -m pytest tests/unit tests/state -m "not slow"
 	$(BIN)/python tests/gevent_pytest.py tests/state -m "not slow"
 
 lint: setup-test
