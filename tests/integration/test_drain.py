@@ -109,7 +109,8 @@ def test_a_blocked_worker_is_killed_at_the_deadline(start_cluster: StartCluster)
     cluster = start_cluster("tests.apps.plain:app", "-w", "1", "--redis", "none", "--graceful-timeout", "1")
     with ThreadPoolExecutor(1) as pool:
         pool.submit(cluster.get, "/block/60.0", timeout=30)
-        wait_until(lambda: cluster.workers()[0]["handed_off"] == 1, "it is handed off")
+        # At least: a turn more than there are connections may be given (`turns`, law 2), and it is not used up now.
+        wait_until(lambda: cluster.workers()[0]["handed_off"] >= 1, "it is handed off")
         assert cluster.stop() == 0
     assert "gets KILL" in cluster.output()
     nothing_is_left(cluster)
@@ -195,7 +196,7 @@ def test_the_primary_is_killed_while_a_worker_is_blocked(start_cluster: StartClu
     )
     with ThreadPoolExecutor(1) as pool:
         pool.submit(cluster.get, "/block/60.0", timeout=30)
-        wait_until(lambda: cluster.workers()[0]["handed_off"] == 1, "it is handed off")
+        wait_until(lambda: cluster.workers()[0]["handed_off"] >= 1, "it is handed off")
         cluster.note_processes()
         cluster.signal(signal.SIGKILL)
         wait_until(lambda: not cluster.left_over(), "no orphan remains", deadline=20)
