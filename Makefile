@@ -6,7 +6,7 @@ APP ?= demo_app
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help run test test-clusters test-parts lint types layers unit state integration test-slow consistency bench bench-quick setup setup-test clean
+.PHONY: help run test lint types layers unit state integration test-slow consistency bench bench-quick setup setup-test clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -15,14 +15,7 @@ run: setup  ## the demo on http://127.0.0.1:8000 (APP=your_module:app for your o
 	@exec $(BIN)/sharedcluster run $(APP)
 
 test: setup-test lint types layers  ## lint, types, layers and every test but the slow ones
-	@# Clusters mostly wait, for processes and for times; what computes runs beside them.
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-clusters test-parts
-
-test-clusters: setup-test
-	$(BIN)/python -m pytest tests -m "not slow" --ignore=tests/unit --ignore=tests/state
-
-test-parts: setup-test
-	$(BIN)/python -m pytest tests/unit tests/state -m "not slow"
+	$(BIN)/python -m pytest tests -m "not slow"
 	$(BIN)/python tests/gevent_pytest.py tests/state -m "not slow"
 
 lint: setup-test
