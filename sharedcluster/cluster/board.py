@@ -17,7 +17,7 @@ from typing import Final
 
 ROWS: Final = 1024
 _CELLS: Final = 16
-_WAITS, _SINCE, _IN_FLIGHT, _CONNECTIONS, _REQUESTS, _ACCEPTED, _GIVEN, _ASKED, _USED = range(9)
+_WAITS, _SINCE, _IN_FLIGHT, _CONNECTIONS, _REQUESTS, _ACCEPTED, _GIVEN, _ASKED, _USED, _TOLD = range(10)
 _TAKEN: Final = 10
 """The first of the cells that count per listener."""
 COUNTED: Final = _CELLS - _TAKEN
@@ -80,6 +80,7 @@ class Row:
         cells[start + _IN_FLIGHT] = in_flight
         cells[start + _CONNECTIONS] = connections
         cells[start + _REQUESTS] = requests
+        cells[start + _TOLD] = cells[start + _USED]  # last: who reads in between counts a connection twice, not never
         cells[start + _WAITS] = 1
 
     def accepts(self, seq: int) -> None:
@@ -118,6 +119,11 @@ class Row:
     def turns_used(self) -> int:
         """How many turns it has used since it was forked."""
         return self._cells[self._start + _USED]
+
+    @property
+    def turns_told(self) -> int:
+        """How many of them are in `in_flight` and `connections`: those it had used by the last pause."""
+        return self._cells[self._start + _TOLD]
 
     def taken(self, listener: int) -> int:
         """How many connections of this listener it has accepted itself."""

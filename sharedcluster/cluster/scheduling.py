@@ -76,19 +76,14 @@ class RoundRobin:
 
 
 class LeastConnections(RoundRobin):
-    """The one with the least work in flight, as the board shows it, plus what it was handed and has not begun.
+    """The one with the least work in flight, what it is about to begin included.
 
     Where that is equal, the one with the fewest open connections; where that is equal too, each in turn.
     """
 
     def pick(self, peer: Peer) -> WorkerHandle | None:
         """The least busy; `peer` does not matter."""
-        return self._least(time.monotonic_ns(), _work)
-
-
-def _work(worker: WorkerHandle) -> tuple[int, int]:
-    waiting = worker.owes
-    return worker.row.in_flight + waiting, worker.row.connections + waiting
+        return self._least(time.monotonic_ns(), lambda worker: worker.load)
 
 
 class Sticky:

@@ -123,6 +123,15 @@ class WorkerHandle:
         return len(self.unacknowledged) + len(self.turns)
 
     @property
+    def load(self) -> tuple[int, int]:
+        """Requests in flight and open connections: as its row says, and what it was given since the row said so.
+
+        A turn is used long before its row tells what came of it: clients of the same moment tell the difference.
+        """
+        untold = len(self.unacknowledged) + max(0, self._turns_used + len(self.turns) - self.row.turns_told)
+        return self.row.in_flight + untold, self.row.connections + untold
+
+    @property
     def has_credit(self) -> bool:
         """Whether one more connection may be handed to it, or is its turn."""
         return self.state is WorkerState.LISTENING and len(self.unacknowledged) < CREDIT and not self._is_sated

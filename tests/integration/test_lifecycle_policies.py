@@ -61,7 +61,7 @@ def test_least_connections_goes_round_slow_work(start_cluster: StartCluster) -> 
     cluster = start_cluster(APP, "-w", "3", "--redis", "none", "--policy", "least-connections")
     with ThreadPoolExecutor(6) as pool:
         # Each is sent where least is in flight: two each. The third worker's share is then taken away. One after the
-        # other, for of those that come in the same moment the board does not tell yet.
+        # other: one that is accepted before its request is there is not in flight yet.
         slow = []
         for count in range(1, 7):
             slow.append(pool.submit(ask, cluster, "/slow/5.0"))

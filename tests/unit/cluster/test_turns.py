@@ -347,6 +347,30 @@ def test_least_connections(stack: ExitStack) -> None:
     assert (busy.read(), idle.read()) == (1, 4)
 
 
+def test_least_connections_knows_what_a_row_does_not_tell_yet(stack: ExitStack) -> None:
+    """A turn that is used counts until the worker's row says what came of it, and then no more."""
+    room = Room(stack, LeastConnections())
+    first, second = room.enter(), room.enter()
+    for each in (first, second):
+        each.handle.row.waits(0, 0, 0)
+    room.connect()
+    room.turn()
+    taker, other = (first, second) if first.handle.turns else (second, first)
+    assert taker.read() == 1
+    assert taker.use()
+    room.connect()
+    room.turn()
+    assert (taker.handle.load, other.handle.load) == ((1, 1), (1, 1))
+    taker.handle.row.waits(in_flight=1, connections=1, requests=1)
+    assert taker.handle.load == (1, 1)
+    taker.handle.row.waits(in_flight=0, connections=0, requests=1)
+    assert other.read() == 1
+    assert other.use()
+    room.connect()
+    room.turn()
+    assert (taker.read(), other.read()) == (1, 0)
+
+
 def test_a_take_over_in_the_turn_in_which_it_rings(stack: ExitStack) -> None:
     """Another event of the same turn closes everything; what has rung by then is the next primary's to answer."""
     room = Room(stack, RoundRobin())
