@@ -45,6 +45,7 @@ class HotPages:
         self._inner: WSGIApplication = app.wsgi_app
         self._pages: OrderedDict[tuple[str, ...], _HotPage] = OrderedDict()
         self._cache: Cache | None = None
+        self._has_offers = False  # until a view offers its page, nobody's answers need to be watched
         self.hits = 0
         self._is_plain = getattr(app.wsgi_app, "__func__", None) is Flask.wsgi_app and all(
             getattr(type(app), name) is getattr(Flask, name)
@@ -58,14 +59,13 @@ class HotPages:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a hot page, or let Flask answer and see whether the page becomes hot."""
-        if self._pages and environ["REQUEST_METHOD"] == "GET":
-            page = self._pages.get(_page_key(environ))
-            if page is not None and self._is_current(page):
-                self.hits += 1
-                start_response(page.status, list(page.headers))
-                return [page.body]
-        if environ["REQUEST_METHOD"] != "GET":
+        if not self._has_offers or environ["REQUEST_METHOD"] != "GET":
             return self._inner(environ, start_response)
+        page = self._pages.get(_page_key(environ))
+        if page is not None and self._is_current(page):
+            self.hits += 1
+            start_response(page.status, list(page.headers))
+            return [page.body]
         return self._watch(environ, start_response)
 
     def _is_current(self, page: _HotPage) -> bool:
@@ -105,6 +105,7 @@ class HotPages:
         near = cache.near.get(cache.name_of(key))
         if near is not None:
             self._cache = cache
+            self._has_offers = True
             request.environ["sharedcluster.hot"] = (cache.name_of(key), near.value)
 
     def _is_safe(self, view: Callable[..., Any]) -> bool:

@@ -24,6 +24,7 @@ from flask import Flask
 from flask.cli import NoAppException, locate_app, prepare_import
 
 from sharedcluster.errors import AppLoadError
+from sharedcluster.flask_hosts import remember_hosts
 
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -104,6 +105,8 @@ def _loaded(path: str, application: Any) -> LoadedApp:
                 "Then set it: app.config['SECRET_KEY'] = os.environ['SECRET_KEY']",
             ),
         )
+    if isinstance(application, Flask):
+        remember_hosts(application)
     name = getattr(application, "name", None) or type(application).__name__
     return LoadedApp(application, f'found "{name}" in {path}', fingerprint(secret), extension)
 
