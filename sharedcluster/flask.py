@@ -33,7 +33,7 @@ from sharedcluster.state.runtime import THREADS, Runtime
 
 log = logging.getLogger("sharedcluster")
 
-_OWN_KEYS = ("REDIS_URL", "NAMESPACE", "SESSIONS", "SESSION_ON_ERROR", "EARLY_CACHE", "REMEMBER_HOSTS")
+_OWN_KEYS = ("REDIS_URL", "NAMESPACE", "SESSIONS", "SESSION_ON_ERROR", "EARLY_CACHE", "SHORTCUTS")
 _SETTINGS = {f"SHAREDCLUSTER_{item.name.upper()}": item.name for item in fields(StateSettings)}
 
 

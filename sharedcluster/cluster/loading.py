@@ -24,7 +24,7 @@ from flask import Flask
 from flask.cli import NoAppException, locate_app, prepare_import
 
 from sharedcluster.errors import AppLoadError
-from sharedcluster.flask_hosts import remember_hosts
+from sharedcluster.flask_shortcuts import take_shortcuts
 
 WSGIApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -106,7 +106,7 @@ def _loaded(path: str, application: Any) -> LoadedApp:
             ),
         )
     if isinstance(application, Flask):
-        remember_hosts(application)
+        take_shortcuts(application)
     name = getattr(application, "name", None) or type(application).__name__
     return LoadedApp(application, f'found "{name}" in {path}', fingerprint(secret), extension)
 
