@@ -5,7 +5,7 @@
   is the same for every request of a site.
 - Whether the view is a coroutine function.
 - A response's headers: whether there is a content type among none (by an exception), and a copy of all of them, each
-  looked through for line breaks again, in which nothing is changed.
+  looked through for line breaks again, in which nothing is changed. And an iterator around a body of one piece.
 
 Laws
 ----
@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -147,6 +147,19 @@ class PlainFunctions:
         return ensured
 
 
+class WholeBody:
+    """A body that is there, and what is to be called when it has been sent (PEP 3333)."""
+
+    __slots__ = ("_pieces", "close")
+
+    def __init__(self, pieces: list[bytes], close: Callable[[], None]) -> None:
+        self._pieces = pieces
+        self.close = close
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._pieces)
+
+
 class Response(flask.Response):
     """`flask.Response` for an application's `response_class`; it leaves no trace of its own when it is pickled."""
 
@@ -177,8 +190,20 @@ class Response(flask.Response):
                     break
             else:
                 if has_length:
-                    return self.get_app_iter(environ), self.status, headers.to_wsgi_list()
+                    return self._iterable(environ), self.status, headers.to_wsgi_list()
         return super().get_wsgi_response(environ)
+
+    def _iterable(self, environ: WSGIEnvironment) -> Iterable[bytes]:
+        pieces = self.response
+        if (
+            type(pieces) is list
+            and len(pieces) == 1
+            and type(pieces[0]) is bytes
+            and not self.direct_passthrough
+            and environ["REQUEST_METHOD"] != "HEAD"
+        ):
+            return WholeBody(pieces, self.close)
+        return self.get_app_iter(environ)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As a `flask.Response`: what an application keeps of it must not depend on the server it had."""

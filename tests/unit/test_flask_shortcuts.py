@@ -283,10 +283,16 @@ def test_the_same_responses(
             return (made, status, extra) if status else (made, extra)
 
         app.add_url_rule("/", "view", view, methods=["GET", "POST"])
-        app.after_request(lambda response: change(response, how))
+        closed: list[bool] = []
+
+        def finish(response: flask.Response, closed: list[bool] = closed) -> flask.Response:
+            response.call_on_close(lambda: closed.append(True))
+            return change(response, how)
+
+        app.after_request(finish)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(flask.Response, "default_mimetype", mimetype)
-            said.append(serve(app, method))
+            said.append((serve(app, method), closed))
     assert said[0] == said[1]
 
 
