@@ -215,6 +215,8 @@ BODIES: dict[str, Callable[[type[flask.Response]], Any]] = {
     "refusal": lambda _: flask.abort(418),
     "no body": lambda kind: kind(),
     "chunks": lambda kind: kind(["a", "bc"]),
+    "mixed chunks": lambda kind: kind([b"a", "bc"], headers={"Content-Length": "3"}),
+    "one chunk": lambda kind: kind(["abc"], headers={"Content-Length": "3"}),
     "a stream": lambda kind: kind(iter([b"a", b"bc"]), direct_passthrough=True),
     "no headers": lambda kind: kind("text", headers=Headers()),
     "a content type": lambda kind: kind("text", content_type="text/x"),
