@@ -215,7 +215,7 @@ BODIES: dict[str, Callable[[type[flask.Response]], Any]] = {
     "refusal": lambda _: flask.abort(418),
     "no body": lambda kind: kind(),
     "chunks": lambda kind: kind(["a", "bc"]),
-    "mixed chunks": lambda kind: kind([b"a", "bc"], headers={"Content-Length": "3"}),
+    "mixed chunks": lambda kind: kind(list[Any]([b"a", "bc"]), headers={"Content-Length": "3"}),
     "one chunk": lambda kind: kind(["abc"], headers={"Content-Length": "3"}),
     "a stream": lambda kind: kind(iter([b"a", b"bc"]), direct_passthrough=True),
     "no headers": lambda kind: kind("text", headers=Headers()),
