@@ -39,6 +39,9 @@ CRASH_BUDGET: Final = 16
 """Unstable exits in a row of one slot, while no worker listens, that end the cluster."""
 NEWCOMER_BUDGET: Final = 3
 """Newcomers killed from outside, in one reload, that end it."""
+LEAVE_GRACE: Final = 0.5
+"""Seconds from the drain deadline, at which a worker cuts what is left, says so and runs its last hooks, to TERM, at
+which it would end without a word."""
 TERM_GRACE: Final = 2.0
 """Seconds between TERM and KILL."""
 
@@ -224,7 +227,7 @@ def _ladder(workers: Sequence[WorkerHandle], now: float) -> list[Action]:
         if worker.terminated_at is not None:
             if now - worker.terminated_at >= TERM_GRACE:
                 actions.append(Kill(worker, "it did not end on TERM"))
-        elif worker.deadline is not None and now >= worker.deadline:
+        elif worker.deadline is not None and now >= worker.deadline + LEAVE_GRACE:
             actions.append(Terminate(worker, "its drain passed the deadline"))
     return actions
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from sharedcluster.cluster.messages import Drain, Stop
-from sharedcluster.cluster.supervision import TERM_GRACE
+from sharedcluster.cluster.supervision import LEAVE_GRACE, TERM_GRACE
 from sharedcluster.cluster.worker_handle import WorkerHandle, WorkerState
 from sharedcluster.log import logger
 from sharedcluster.program.channel import Channel, OnSent
@@ -115,7 +115,7 @@ class Worker(Events):
     def disconnect(self) -> Worker:
         """Let it go: no new connections, what is in flight is answered, idle connections move to other workers.
 
-        It exits with code 0 then. After `graceful_timeout` seconds it gets TERM, and KILL 2 seconds later.
+        It exits with code 0 then. Half a second after `graceful_timeout` it gets TERM, and KILL 2 seconds later.
         """
         self.start_drain(give_back=True)
         return self
@@ -153,8 +153,8 @@ class Worker(Events):
         self._handle.deadline = time.monotonic() + self._graceful_timeout
         self._owner.leaves(self)
         steps: list[tuple[float, Callable[[], None]]] = [
-            (self._graceful_timeout, self._terminate),
-            (self._graceful_timeout + TERM_GRACE, self._kill),
+            (self._graceful_timeout + LEAVE_GRACE, self._terminate),
+            (self._graceful_timeout + LEAVE_GRACE + TERM_GRACE, self._kill),
         ]
         self._ladder = [self._loop.call_later(seconds, step) for seconds, step in steps]
 

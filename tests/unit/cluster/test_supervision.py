@@ -85,9 +85,9 @@ def test_a_retiring_worker_leaves_after_its_replacement() -> None:
 
 
 def test_the_ladder() -> None:
-    """Past its drain deadline: TERM; past the grace after that: KILL; then it is waited for."""
+    """A moment past its drain deadline: TERM; past the grace after that: KILL; then it is waited for."""
     leaving = worker(1, 0, state=W.DRAINING)
-    leaving.deadline = 10.0
+    leaving.deadline = 10.0 - s.LEAVE_GRACE
     others = [worker(2, 0), worker(3, 1)]
     assert act([leaving, *others], now=9.9) == []
     assert [type(a) for a in act([leaving, *others], now=10.0)] == [s.Terminate]
