@@ -3,6 +3,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 APP ?= demo_app
+# Real processes wait as much as they compute: three tests at a time keep two cores busy.
+JOBS ?= 3
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -15,7 +17,7 @@ run: setup  ## the demo on http://127.0.0.1:8000 (APP=your_module:app for your o
 	@exec $(BIN)/sharedcluster run $(APP)
 
 test: setup-test lint types layers  ## lint, types, layers and every test but the slow ones
-	$(BIN)/python -m pytest tests -m "not slow"
+	$(BIN)/python -m pytest tests -m "not slow" --numprocesses=$(JOBS) --dist=worksteal
 	$(BIN)/python tests/gevent_pytest.py tests/state -m "not slow"
 
 lint: setup-test
@@ -36,7 +38,7 @@ state: setup-test  ## the shared state against a real Redis, plain and under gev
 	$(BIN)/python tests/gevent_pytest.py tests/state
 
 integration: setup-test  ## real clusters
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest tests/integration --numprocesses=$(JOBS) --dist=worksteal
 
 test-slow: setup-test  ## storms, fuzzing, soak
 	$(BIN)/python -m pytest tests/slow -m slow

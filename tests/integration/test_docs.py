@@ -213,6 +213,7 @@ def reader() -> Iterator[Reader]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.timeout(150)  # a page starts several clusters, one after the other
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page: Path, reader: Reader) -> None:
     """What a reader types from this page works, and says what the page says."""
