@@ -17,7 +17,9 @@ run: setup  ## the demo on http://127.0.0.1:8000 (APP=your_module:app for your o
 	@exec $(BIN)/sharedcluster run $(APP)
 
 test: setup-test lint types layers  ## lint, types, layers and every test but the slow ones
-	$(BIN)/python -m pytest tests -m "not slow" --numprocesses=$(JOBS) --dist=worksteal
+	@# What fails beside others is asked again alone, and has to pass then. Both outcomes stay on the screen.
+	$(BIN)/python -m pytest tests -m "not slow" --numprocesses=$(JOBS) --dist=worksteal || \
+		$(BIN)/python -m pytest tests -m "not slow" --last-failed --last-failed-no-failures=none
 	$(BIN)/python tests/gevent_pytest.py tests/state -m "not slow"
 
 lint: setup-test

@@ -133,6 +133,10 @@ class Lab(Program):
 
         return wait_until(found, f"answer {number}", deadline=deadline)[0]["result"]
 
+    def wait_begun(self, count: int = 1) -> None:
+        """Wait until the application has begun so many requests for /slow and /block."""
+        wait_until(lambda: sum(fact.get("event") == "begun" for fact in self.facts) >= count, f"{count} have begun")
+
     def do(self, code: str, deadline: float = 10.0) -> Any:
         """Have the primary do something; the value."""
         return self._answer(self._ask(code), deadline)

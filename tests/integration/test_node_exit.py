@@ -58,8 +58,7 @@ def test_kill_lets_it_finish(start_lab: StartLab) -> None:
     port = lab.serve(1)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(who, port, "/slow/0.7")
-        wait_until(lambda: lab.do("cluster.workers[1].handle.handed_off") == 1, "it is there")
-        time.sleep(0.1)
+        lab.wait_begun()
         lab.do("cluster.workers[1].kill()")
         assert answer.result()["id"] == 1
     assert lab.wait_exit(1) == (0, None, True)
@@ -71,8 +70,7 @@ def test_term_by_hand_drains_too(start_lab: StartLab) -> None:
     port = lab.serve(1)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(who, port, "/slow/0.7")
-        wait_until(lambda: lab.do("cluster.workers[1].handle.handed_off") == 1, "it is there")
-        time.sleep(0.1)
+        lab.wait_begun()
         os.kill(lab.pid(1), signal.SIGTERM)
         assert answer.result()["id"] == 1
     assert lab.wait_exit(1) == (0, None, True)
@@ -111,10 +109,7 @@ def test_disconnect_waits_for_what_is_in_flight_up_to_a_deadline(start_lab: Star
     first, second = (lab.at(id, f"serve({free_port()})") for id in (1, 2))
     with ThreadPoolExecutor(2) as pool:
         short, long = pool.submit(who, first, "/slow/0.7"), pool.submit(who, second, "/slow/60", 30)
-        wait_until(
-            lambda: lab.do("[w.handle.handed_off for w in cluster.workers.values()]") == [1, 1], "both are there"
-        )
-        time.sleep(0.2)
+        lab.wait_begun(2)
         lab.do("[w.disconnect() for w in cluster.workers.values()]")
         assert short.result()["id"] == 1
         assert lab.wait_exit(1) == (0, None, True)
@@ -151,8 +146,7 @@ def test_the_callback_of_disconnect_comes_after_the_last_exit(start_lab: StartLa
         answers = [
             pool.submit(who, port, f"/slow/{seconds}") for port, seconds in zip(ports, (0.6, 1.6), strict=False)
         ]
-        wait_until(lambda: lab.do("sum(w.handle.handed_off for w in cluster.workers.values())") == 2, "they are there")
-        time.sleep(0.1)
+        lab.wait_begun(2)
         lab.do("cluster.disconnect(lambda: say(called=[len(lab_exits), list(cluster.workers)]))\n"
                "lab_exits = []; cluster.on('exit', lambda w, *how: lab_exits.append(w.id))")  # fmt: skip
         called = wait_until(lambda: [f for f in lab.facts if "called" in f], "it calls back")
@@ -179,7 +173,7 @@ def test_disconnect_serves_the_queue_first(start_lab: StartLab) -> None:
     port = lab.serve(1)
     with ThreadPoolExecutor(10) as pool:
         answers = [pool.submit(who, port, "/block/0.1", 20) for _ in range(10)]
-        wait_until(lambda: lab.do("cluster.workers[1].handle.handed_off") >= 1, "it has begun")
+        lab.wait_begun()
         lab.do("cluster.disconnect()")
         assert [answer.result()["id"] for answer in answers] == [1] * 10
     assert lab.wait_exit(1) == (0, None, True)
@@ -247,8 +241,7 @@ def test_the_primary_ends(start_lab: StartLab, number: signal.Signals) -> None:
     lab.note_processes()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(who, port, "/slow/0.7")
-        wait_until(lambda: lab.do("sum(w.handle.handed_off for w in cluster.workers.values())") == 1, "it is there")
-        time.sleep(0.1)
+        lab.wait_begun()
         lab.signal(number)
         assert answer.result()["id"] in (1, 2)
     lab.process.stdin.close()  # type: ignore[union-attr]
@@ -264,8 +257,7 @@ def test_ctrl_c_reaches_all_and_drains_once(start_lab: StartLab) -> None:
     port = lab.serve(1, 2)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(who, port, "/slow/0.7")
-        wait_until(lambda: lab.do("sum(w.handle.handed_off for w in cluster.workers.values())") == 1, "it is there")
-        time.sleep(0.1)
+        lab.wait_begun()
         os.killpg(lab.process.pid, signal.SIGINT)
         assert answer.result()["id"] in (1, 2)
     lab.process.stdin.close()  # type: ignore[union-attr]
@@ -299,7 +291,7 @@ def test_a_second_signal_stops_now(start_lab: StartLab) -> None:
     port = lab.serve(1)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(who, port, "/slow/60", 30)
-        wait_until(lambda: lab.do("cluster.workers[1].handle.handed_off") == 1, "it is there")
+        lab.wait_begun()
         lab.process.send_signal(signal.SIGINT)
         time.sleep(0.6)
         lab.process.send_signal(signal.SIGINT)

@@ -32,7 +32,7 @@ def test_a_blocked_worker_holds_nobody_up(start_lab: StartLab) -> None:
     port = lab.serve(1, 2)
     with ThreadPoolExecutor(12) as pool:
         blocked = pool.submit(who, port, "/block/3", 20)
-        wait_until(lambda: lab.do("sum(w.handle.handed_off for w in cluster.workers.values())") == 1, "it is blocked")
+        lab.wait_begun()
         answers = [pool.submit(who, port, "/", 20) for _ in range(10)]
         wait_until(lambda: len([a for a in answers if a.done()]) >= 8, "8 or more are answered", deadline=2.5)
         assert not blocked.done()
@@ -48,7 +48,7 @@ def test_a_connection_handed_to_a_worker_that_dies_is_served_by_another(start_la
     port = lab.serve(1)
     with ThreadPoolExecutor(4) as pool:
         blocked = pool.submit(who, port, "/block/30", 40)
-        wait_until(lambda: lab.do("cluster.workers[1].handle.handed_off") == 1, "it is blocked")
+        lab.wait_begun()
         waiting = [pool.submit(who, port, "/", 40) for _ in range(2)]
         wait_until(lambda: lab.do("len(cluster.workers[1].handle.unacknowledged)") >= 1, "one is in its socket")
         lab.fork(1)
@@ -65,7 +65,7 @@ def test_the_last_worker_dies_and_nobody_is_refused(start_lab: StartLab) -> None
     lab.serve(1, port=port)
     with ThreadPoolExecutor(12) as pool:
         pool.submit(who, port, "/block/30", 40)
-        wait_until(lambda: lab.do("cluster.workers[1].handle.handed_off") == 1, "it is blocked")
+        lab.wait_begun()
         queued = [pool.submit(who, port, "/", 40) for _ in range(5)]
         os.kill(lab.pid(1), signal.SIGKILL)
         lab.wait_exit(1)

@@ -159,6 +159,8 @@ def serve(port: int = 0, **options: Any) -> Any:
 def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     """`/` says who answers; /slow/S waits, /block/S stands in C, /exit/N ends the process."""
     what, _, value = environ["PATH_INFO"].strip("/").partition("/")
+    if what in ("slow", "block"):
+        say(level="inside", event="begun", id=environ["sharedcluster.worker"].id)
     if what == "slow":
         time.sleep(float(value))
     elif what == "block":
