@@ -160,7 +160,19 @@ class WholeBody:
         return iter(self._pieces)
 
 
-class Response(flask.Response):
+class _AsFlaskResponse(type):
+    """What is no `response_class`, Flask makes into one. Every `flask.Response` counts as one: those an application
+    makes, of classes of its own too, stay what they are.
+    """
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, flask.Response) if cls is Response else super().__instancecheck__(instance)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, flask.Response) if cls is Response else super().__subclasscheck__(subclass)
+
+
+class Response(flask.Response, metaclass=_AsFlaskResponse):
     """`flask.Response` for an application's `response_class`; it leaves no trace of its own when it is pickled."""
 
     def __init__(

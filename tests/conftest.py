@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.cluster_process import Cluster
 from tests.program_process import Lab, Program, StartLab, StartProgram
 from tests.redis_process import RedisProcess, find_redis_server
 
 TESTS = Path(__file__).parent
+
+# No test asserts how long something took: a machine that is busy is no mistake.
+settings.register_profile("sharedcluster", deadline=None)
+settings.load_profile("sharedcluster")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -209,6 +209,7 @@ BODIES: dict[str, Callable[[type[flask.Response]], Any]] = {
     "list": lambda _: [1, 2],
     "iterator": lambda _: iter(["a", "b"]),
     "flask": lambda _: flask.Response("mine", mimetype="text/plain"),
+    "flask, of a class of its own": lambda _: OwnFlaskResponse("mine"),
     "werkzeug": lambda _: werkzeug.Response("theirs"),
     "redirect": lambda _: flask.redirect("/caf\xe9"),
     "file": lambda _: flask.send_file(io.BytesIO(b"0123456789"), "text/plain"),
@@ -331,6 +332,26 @@ def test_the_copy_is_spared() -> None:
         assert ("X-Own", "1") in own.get_wsgi_response(context.request.environ)[2]
 
 
+def test_every_response_of_flask_s_counts() -> None:
+    """`isinstance(response, app.response_class)` says what it said, and no response is made into another one."""
+    app = Flask("shortcuts")
+    take_shortcuts(app)
+    theirs = [kind("text") for kind in (flask.Response, OwnFlaskResponse, Response, OwnResponse)]
+    with app.test_request_context("/"):
+        for response in theirs:
+            assert isinstance(response, app.response_class)
+            assert issubclass(type(response), app.response_class)
+            kind = type(response)
+            assert app.make_response(response) is response
+            assert type(response) is kind
+        werkzeug_s = werkzeug.Response("text")
+        assert not isinstance(werkzeug_s, app.response_class)
+        assert not issubclass(werkzeug.Response, app.response_class)
+        assert isinstance(app.make_response(werkzeug_s), flask.Response)
+    assert [isinstance(response, OwnResponse) for response in theirs] == [False, False, False, True]
+    assert not issubclass(Response, OwnResponse)
+
+
 def test_a_pickled_response_is_flask_s() -> None:
     """What a cache keeps of a response is read by other servers, too."""
     response = Response("kept", 201, {"X-A": "b"})
@@ -379,7 +400,15 @@ def test_coroutine_functions_are_found() -> None:
 
 
 class OwnFlaskResponse(flask.Response):
-    """One of its own."""
+    """What an application may have instead of Flask's."""
+
+    default_mimetype = "text/own"
+
+    def get_wsgi_headers(self, environ: Any) -> Headers:
+        """One more."""
+        headers = super().get_wsgi_headers(environ)
+        headers["X-Own"] = "1"
+        return headers
 
 
 class OwnApp(Flask):

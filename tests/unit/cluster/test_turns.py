@@ -426,7 +426,7 @@ def test_a_crowd_without_workers(stack: ExitStack) -> None:
     assert len(room.listeners[0].pending) + room.listeners[0].look() == BACKLOG // 2 + 10
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["connect", "look", "read", "mark", "accept", "leave", "enter"]), max_size=60))
 def test_nobody_is_overlooked(steps: list[str]) -> None:
     """In every order of arriving, looking, marking a turn and accepting: after a look everybody who waits is

@@ -41,7 +41,7 @@ def decode(wire: bytes, cuts: list[int]) -> tuple[bytes, bytes, bool]:
     return body, b"", decoder.done
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(coded(), st.binary(max_size=20), st.lists(st.integers(0, 400), max_size=8))
 def test_round_trip_at_any_split(pair: tuple[bytes, bytes], behind: bytes, cuts: list[int]) -> None:
     """Whatever the chunks and wherever the reads end, the body comes out and what is behind it stays."""
@@ -49,7 +49,7 @@ def test_round_trip_at_any_split(pair: tuple[bytes, bytes], behind: bytes, cuts:
     assert decode(wire + behind, cuts) == (body, behind, True)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(coded(), st.data())
 def test_a_cut_body_is_never_done(pair: tuple[bytes, bytes], data: st.DataObject) -> None:
     """One byte short is not the end."""
@@ -104,7 +104,7 @@ NOISE = st.sampled_from(
 )
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(coded(), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 3), NOISE), min_size=1, max_size=4))
 def test_what_we_accept_h11_and_llhttp_accept_and_read_alike(
     pair: tuple[bytes, bytes], edits: list[tuple[int, int, bytes]]

@@ -38,7 +38,7 @@ class Item:
         self.wheel.remove(self)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.floats(0, 400), st.one_of(st.none(), st.floats(0, 400))), max_size=30), st.floats(0.05, 40)
 )

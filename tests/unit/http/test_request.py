@@ -87,7 +87,7 @@ def verdict(head: bytes, reader: HeadReader) -> object:
         return refused.rule
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(HEADS), max_size=12))
 def test_one_head_says_nothing_about_the_next(heads: list[bytes]) -> None:
     """The parser is shared by all connections: whatever was read before, a head is judged as by a fresh reader."""
@@ -160,7 +160,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(head).replace(b"\r\n\r\n", b"\r\n") + b"\r\n\r\n"
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(mutated())
 def test_what_we_accept_h11_accepts_and_reads_alike(head: bytes) -> None:
     """No head is accepted that h11 refuses, and none is read as another request."""
@@ -192,7 +192,7 @@ def test_what_we_accept_h11_accepts_and_reads_alike(head: bytes) -> None:
         assert len(body.data) == (5 if ours.length == CHUNKED else ours.length)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.sampled_from(HEADS), mutated())
 def test_a_repeated_end_is_read_as_the_whole(first: bytes, second: bytes) -> None:
     """Where only the request line is read, the environ is the one that reading the whole head gives."""
@@ -231,7 +231,7 @@ COOKIES = st.one_of(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(st.sampled_from(WITH_COOKIE), COOKIES, mutated(), st.booleans())
 def test_a_changed_cookie_is_read_as_the_whole(first: bytes, value: bytes, other: bytes, is_other: bool) -> None:
     """Where only the cookie is read, environ and framing are those of reading the whole head, limits and all."""
@@ -270,7 +270,7 @@ SPOKEN_FOR = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.sampled_from(HEADS + SPOKEN_FOR), st.sampled_from(CLIENTS)), max_size=12), st.booleans())
 def test_a_remembered_first_head_is_read_as_a_new_one(heads: list[tuple[bytes, tuple[str, str]]], proxy: bool) -> None:
     """Whoever said the same before, a client's first head gives the environ and framing that reading it gives."""

@@ -29,7 +29,7 @@ def test_standing_fields() -> None:
     assert standing_fields(0, worker=None).count("\r\n") == 1
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(
     STATUSES,
     st.lists(st.tuples(st.one_of(NAMES, st.text(max_size=6)), VALUES), max_size=5),
