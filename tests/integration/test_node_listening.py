@@ -127,7 +127,7 @@ def test_ipv6(start_lab: StartLab) -> None:
     if not socket.has_ipv6 or not Path("/proc/net/if_inet6").read_text():
         pytest.skip("no IPv6 here")
     lab = start_lab(1)
-    both, one = lab.serve(1, host="::"), lab.serve(1, host="::1")
+    both, one = lab.serve(1, host="::"), lab.serve(1, host="::1", port=free_port())
     assert lab.events("listening", 1)[0]["arguments"][0][1]["address_type"] == 6
     for host, port in (("::1", both), ("127.0.0.1", both), ("::1", one)):
         connection = http.client.HTTPConnection(host, port, timeout=10)

@@ -49,7 +49,12 @@ class Link:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, socket.create_connection(self._target) as server:
+        try:
+            server = socket.create_connection(self._target)
+        except OSError:  # nobody is there any more
+            client.close()
+            return
+        with client, server:
             self._sockets += [client, server]
             other = {client: server, server: client}
             try:
