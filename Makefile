@@ -18,8 +18,9 @@ run: setup  ## the demo on http://127.0.0.1:8000 (APP=your_module:app for your o
 
 test: setup-test lint types layers  ## lint, types, layers and every test but the slow ones
 	@# What fails beside others is asked again alone, and has to pass then. Both outcomes stay on the screen.
-	$(BIN)/python -m pytest tests -m "not slow" --numprocesses=$(JOBS) --dist=worksteal || \
-		$(BIN)/python -m pytest tests -m "not slow" --last-failed --last-failed-no-failures=none
+	$(BIN)/python -m pytest tests -m "not slow and not alone" --numprocesses=$(JOBS) --dist=worksteal || \
+		$(BIN)/python -m pytest tests -m "not slow and not alone" --last-failed --last-failed-no-failures=none
+	$(BIN)/python -m pytest tests -m alone
 	$(BIN)/python tests/gevent_pytest.py tests/state -m "not slow"
 
 lint: setup-test
@@ -40,7 +41,8 @@ state: setup-test  ## the shared state against a real Redis, plain and under gev
 	$(BIN)/python tests/gevent_pytest.py tests/state
 
 integration: setup-test  ## real clusters
-	$(BIN)/python -m pytest tests/integration --numprocesses=$(JOBS) --dist=worksteal
+	$(BIN)/python -m pytest tests/integration -m "not alone" --numprocesses=$(JOBS) --dist=worksteal
+	$(BIN)/python -m pytest tests/integration -m alone
 
 test-slow: setup-test  ## storms, fuzzing, soak
 	$(BIN)/python -m pytest tests/slow -m slow

@@ -9,9 +9,11 @@ import signal
 import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.cluster_process import ROOT, Cluster
 from tests.conftest import StartCluster
@@ -71,6 +73,18 @@ def test_least_connections_goes_round_slow_work(start_cluster: StartCluster) -> 
         quick = Counter(ask(cluster)["slot"] for _ in range(12))
         assert quick == {2: 12}
         assert sum(future.exception(20) is None for future in slow) == 4
+
+
+@pytest.mark.alone
+def test_least_connections_spreads_a_burst(start_cluster: StartCluster) -> None:
+    """Six slow requests in the same moment, each sent with its connection: two for each of three workers."""
+    cluster = start_cluster(APP, "-w", "3", "--redis", "none", "--policy", "least-connections")
+    with ExitStack() as opened:
+        for _ in range(6):
+            client = opened.enter_context(socket.create_connection(("127.0.0.1", cluster.port), timeout=10))
+            client.sendall(b"GET /slow/2.0 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        wait_until(lambda: sum(w["in_flight"] for w in cluster.workers()) == 6, "all are in flight")
+        assert [w["in_flight"] for w in cluster.workers()] == [2, 2, 2]
 
 
 def test_sticky_clients_stay(start_cluster: StartCluster) -> None:

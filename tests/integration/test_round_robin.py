@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from tests.conftest import StartCluster
 
 
@@ -16,12 +18,12 @@ def test_sequential_connections_go_round(start_cluster: StartCluster) -> None:
     assert slots[:4] * 4 == slots
 
 
+@pytest.mark.alone
 def test_concurrent_connections_are_spread(start_cluster: StartCluster) -> None:
-    """400 short connections, 40 at a time: each worker has its share, less one that has to wait for a CPU."""
+    """400 short connections, 40 at a time: no worker gets more than half again as many as another."""
     cluster = start_cluster("tests.apps.plain:app", "-w", "4", "--redis", "none")
     with ThreadPoolExecutor(40) as pool:
         slots = Counter(pool.map(lambda _: cluster.get("/").json["slot"], range(400)))
     assert sum(slots.values()) == 400
+    assert max(slots.values()) <= 1.5 * min(slots.values())
     assert len(slots) == 4
-    # On a machine of its own they differ by a few; beside other tests a worker may get no CPU for a while.
-    assert max(slots.values()) <= 4 * min(slots.values())
