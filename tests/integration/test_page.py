@@ -137,6 +137,7 @@ def test_the_counter_counts_on_whichever_worker(visit: VisitFunction) -> None:
     assert len(set(slots[-8:])) == WORKERS
 
 
+@pytest.mark.alone
 def test_answers_are_spread_evenly(visit: VisitFunction) -> None:
     """Twenty questions are answered by all workers, six or seven times each."""
     visitor = visit()
