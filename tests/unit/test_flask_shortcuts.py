@@ -21,15 +21,10 @@ from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, MapAdapter
 
-from sharedcluster.flask_shortcuts import (
-    FUNCTIONS_LIMIT,
-    HOST_LENGTH_LIMIT,
-    HOSTS_LIMIT,
-    PlainFunctions,
-    Response,
-    UrlAdapters,
-    take_shortcuts,
-)
+from sharedcluster.flask_shortcuts import take_shortcuts
+from sharedcluster.flask_shortcuts.functions import FUNCTIONS_LIMIT, PlainFunctions
+from sharedcluster.flask_shortcuts.hosts import HOST_LENGTH_LIMIT, HOSTS_LIMIT, UrlAdapters
+from sharedcluster.flask_shortcuts.responses import Response
 
 HOSTS = (
     "example.org", "EXAMPLE.org", "example.org:80", "example.org:443", "example.org:8000", "www.example.org",

@@ -9,7 +9,8 @@ import pytest
 from flask import Flask
 
 from sharedcluster.cluster.loading import load
-from sharedcluster.flask_shortcuts import Response, UrlAdapters
+from sharedcluster.flask_shortcuts.hosts import UrlAdapters
+from sharedcluster.flask_shortcuts.responses import Response
 
 APP = """
 from flask import Flask

@@ -1,0 +1,82 @@
+"""What URL adapter a host has, remembered.
+
+Flask reads the host out of the environ (twice), holds it against a pattern and the trusted hosts, encodes it for IDNA,
+and makes the `MapAdapter` that matches and builds URLs. All of that but path, query and method is the same for every
+request of a site.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Final
+
+from flask import Flask, Request
+from werkzeug.routing import MapAdapter
+
+HOSTS_LIMIT: Final = 256
+HOST_LENGTH_LIMIT: Final = 255
+"""No name is longer (RFC 1035 2.3.4), so what is has no business here."""
+TELLS_TRUSTED_HOSTS: Final = "TRUSTED_HOSTS" in Flask.default_config
+"""Since 3.1."""
+
+
+class UrlAdapters:
+    """`Flask.create_url_adapter` of one application, which remembers hosts."""
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+        self._make = app.create_url_adapter
+        self._known: dict[tuple[Any, ...], tuple[str | None, MapAdapter]] = {}
+
+    def __call__(self, request: Request | None) -> MapAdapter | None:
+        """An adapter for a request, or outside of one. Raises what Flask raises."""
+        if request is None:
+            return self._make(None)
+        app, environ = self._app, request.environ
+        config, url_map = app.config, app.url_map
+        if TELLS_TRUSTED_HOSTS and config["TRUSTED_HOSTS"] is not None:
+            request.trusted_hosts = config["TRUSTED_HOSTS"]
+        trusted: Any = request.trusted_hosts  # a list, or what else Werkzeug takes
+        try:
+            facts = (
+                environ["HTTP_HOST"],
+                environ["wsgi.url_scheme"],
+                environ["SCRIPT_NAME"],
+                environ["SERVER_NAME"],
+                environ["SERVER_PORT"],
+                config["SERVER_NAME"],
+                trusted if trusted is None or isinstance(trusted, str) else tuple(trusted),
+                app.subdomain_matching,
+                url_map.host_matching,
+                url_map.default_subdomain,
+            )
+            path, query, method = environ["PATH_INFO"], environ["QUERY_STRING"], environ["REQUEST_METHOD"]
+        except KeyError:  # HTTP/1.0 without a Host, or a server that leaves out what may be
+            return self._make(request)
+        if "HTTP_UPGRADE" in environ:
+            return self._make(request)
+        known = self._known.get(facts)
+        if known is None:
+            return self._remember(request, facts)
+        host, like = known
+        if host is not None:
+            request.host = host  # as Flask itself does
+        return MapAdapter(
+            url_map,
+            like.server_name,
+            like.script_name,
+            like.subdomain,
+            like.url_scheme,
+            # PEP 3333: bytes that are written as Latin-1. Most are ASCII, which reads the same.
+            path if path.isascii() else path.encode("latin1").decode(errors="replace"),
+            method,
+            query if query.isascii() else query.encode("latin1").decode(errors="replace"),
+        )
+
+    def _remember(self, request: Request, facts: tuple[Any, ...]) -> MapAdapter | None:
+        adapter = self._make(request)
+        if type(adapter) is MapAdapter and len(facts[0]) <= HOST_LENGTH_LIMIT:
+            if len(self._known) >= HOSTS_LIMIT:
+                self._known.clear()
+            self._known[facts] = (vars(request).get("host"), copy.copy(adapter))
+        return adapter

@@ -1,0 +1,100 @@
+"""Responses without what comes to nothing for most of them.
+
+That is looking for a content type among no headers (by an exception), a copy of all headers, each looked through for
+line breaks again, in which nothing is changed, and an iterator around a body of one piece.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import flask
+from werkzeug.datastructures import Headers
+from werkzeug.utils import get_content_type
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+
+class WholeBody:
+    """A body that is there, and what is to be called when it has been sent (PEP 3333)."""
+
+    __slots__ = ("_pieces", "close")
+
+    def __init__(self, pieces: list[bytes], close: Callable[[], None]) -> None:
+        self._pieces = pieces
+        self.close = close
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._pieces)
+
+
+class _AsFlaskResponse(type):
+    """What is no `response_class`, Flask makes into one. Every `flask.Response` counts as one: those an application
+    makes, of classes of its own too, stay what they are.
+    """
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, flask.Response) if cls is Response else super().__instancecheck__(instance)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, flask.Response) if cls is Response else super().__subclasscheck__(subclass)
+
+
+class Response(flask.Response, metaclass=_AsFlaskResponse):
+    """`flask.Response` for an application's `response_class`; it leaves no trace of its own when it is pickled."""
+
+    def __init__(
+        self,
+        response: Any = None,
+        status: Any = None,
+        headers: Any = None,
+        mimetype: str | None = None,
+        content_type: str | None = None,
+        direct_passthrough: bool = False,
+    ) -> None:
+        if content_type is None and mimetype is None and not headers and self.default_mimetype is not None:
+            content_type = _content_type_of(self.default_mimetype)
+        super().__init__(response, status, headers, mimetype, content_type, direct_passthrough)
+
+    def get_wsgi_response(self, environ: WSGIEnvironment) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
+        """What goes to the server: the body, the status, the headers. See `werkzeug.Response.get_wsgi_response`."""
+        headers = self.headers
+        status = self.status_code
+        if type(self) is Response and type(headers) is Headers and 200 <= status != 204 and status != 304:
+            has_length = False
+            for name, _ in headers:
+                lower = name.lower()
+                if lower == "content-length":
+                    has_length = True
+                elif lower == "location" or lower == "content-location":
+                    break
+            else:
+                if has_length:
+                    return self._iterable(environ), self.status, headers.to_wsgi_list()
+        return super().get_wsgi_response(environ)
+
+    def _iterable(self, environ: WSGIEnvironment) -> Iterable[bytes]:
+        pieces = self.response
+        if (
+            type(pieces) is list
+            and len(pieces) == 1
+            and type(pieces[0]) is bytes
+            and not self.direct_passthrough
+            and environ["REQUEST_METHOD"] != "HEAD"
+        ):
+            return WholeBody(pieces, self.close)
+        return self.get_app_iter(environ)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As a `flask.Response`: what an application keeps of it must not depend on the server it had."""
+        if type(self) is not Response:
+            return super().__reduce_ex__(protocol)
+        reduced: Any = super().__reduce_ex__(1)
+        make, arguments, state = reduced
+        return make, (flask.Response, *arguments[1:]), state
+
+
+_content_type_of = functools.lru_cache(16)(functools.partial(get_content_type, charset="utf-8"))
