@@ -97,4 +97,32 @@ class Response(flask.Response, metaclass=_AsFlaskResponse):
         return make, (flask.Response, *arguments[1:]), state
 
 
+def text_response(text: str) -> Response:
+    """What `Response(text)` makes, made at once. For who has seen that Werkzeug's own making is known (`texts`)."""
+    mimetype = Response.default_mimetype
+    if mimetype is None or not Response.automatically_set_content_length:
+        return Response(text)
+    body = text.encode()
+    response = Response.__new__(Response)
+    response.headers = headers = Headers()
+    headers._list = [_content_type_field(mimetype), ("Content-Length", str(len(body)))]
+    response._status, response._status_code = _status_of(Response.default_status)
+    response.direct_passthrough = False
+    response._on_close = []
+    response.response = [body]
+    return response
+
+
+@functools.lru_cache(16)
+def _content_type_field(mimetype: str) -> tuple[str, str]:
+    made = Response(mimetype=mimetype).headers.to_wsgi_list()
+    return made[0]
+
+
+@functools.lru_cache(16)
+def _status_of(status: int) -> tuple[str, int]:
+    made = Response(status=status)
+    return made.status, made.status_code
+
+
 _content_type_of = functools.lru_cache(16)(functools.partial(get_content_type, charset="utf-8"))

@@ -1,0 +1,55 @@
+"""From the request to the response: the view, and Flask's steps around it that have something to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flask
+from flask import Flask
+from flask.globals import _cv_request
+from flask.signals import request_finished, request_started
+
+from sharedcluster.flask_shortcuts.responses import Response, text_response
+
+
+class Dispatch:
+    """`Flask.full_dispatch_request` of one application."""
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+
+    def __call__(self) -> flask.Response:
+        """The response to the request whose context has been pushed. Raises what Flask raises."""
+        app = self._app
+        app._got_first_request = True
+        request = _cv_request.get().request
+        answer: Any = None
+        try:
+            if request_started.receivers:
+                request_started.send(app, _async_wrapper=app.ensure_sync)
+            if app.before_request_funcs or app.url_value_preprocessors:
+                answer = app.preprocess_request()
+            if answer is None:
+                rule = request.url_rule
+                if rule is None or request.routing_exception is not None or request.method == "OPTIONS":
+                    answer = app.dispatch_request()
+                else:
+                    view = app.ensure_sync(app.view_functions[rule.endpoint])
+                    answer = view(**request.view_args)  # type: ignore[arg-type]
+        except Exception as error:
+            answer = app.handle_user_exception(error)
+
+        if type(answer) is str and app.response_class is Response:
+            response: flask.Response = text_response(answer)
+        else:
+            response = app.make_response(answer)
+        context = _cv_request.get()
+        if context._after_request_functions or app.after_request_funcs:
+            response = app.process_response(response)
+        else:
+            session: Any = context._session
+            if not app.session_interface.is_null_session(session):
+                app.session_interface.save_session(app, session, response)
+        if request_finished.receivers:
+            request_finished.send(app, _async_wrapper=app.ensure_sync, response=response)
+        return response

@@ -1,0 +1,696 @@
+"""A request's way through Flask with steps left out: everything that is called, said and left behind is the same."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import io
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+import flask
+import pytest
+import werkzeug
+from flask import Blueprint, Flask, g, request, session, signals
+from flask.ctx import AppContext, RequestContext
+from flask.globals import _cv_app, _cv_request
+from flask.sessions import SecureCookieSessionInterface, SessionMixin
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from werkzeug.routing import Map, MapAdapter, Rule
+
+from sharedcluster.flask_shortcuts import STEPS, take_shortcuts, texts
+from sharedcluster.flask_shortcuts.contexts import _make_request
+from sharedcluster.flask_shortcuts.dispatch import Dispatch
+from sharedcluster.flask_shortcuts.responses import Response, text_response
+from sharedcluster.flask_shortcuts.rules import PATH_LENGTH_LIMIT, PATHS_LIMIT, Rules
+
+SIGNALS = {
+    "started": signals.request_started,
+    "finished": signals.request_finished,
+    "tearing down": signals.request_tearing_down,
+    "pushed": signals.appcontext_pushed,
+    "popped": signals.appcontext_popped,
+    "app tearing down": signals.appcontext_tearing_down,
+    "exception": signals.got_request_exception,
+}
+HOOKS = (
+    "before",
+    "before answers",
+    "before raises",
+    "before of the blueprint",
+    "values",
+    "values of the blueprint",
+    "after",
+    "after raises",
+    "after of the blueprint",
+    "teardown",
+    "teardown raises",
+    "teardown of the blueprint",
+    "teardown of the app",
+    "teardown of the app raises",
+    "handler of 404",
+    "handler of ValueError",
+    "handler of all",
+)
+WAYS = (
+    "with a secret",
+    "cannot open a session",
+    "cannot save a session",
+    "no session at all",
+    "request class",
+    "request class that closes",
+    "response class",
+    "propagates",
+    "tests",
+    "traps",
+    "subdomains",
+    "hosts",
+    "g of its own",
+)
+PATHS = (
+    "/", "/text", "/text/", "//text", "/dir", "/dir/", "/tuple", "/dict", "/none", "/raises", "/exits", "/aborts",
+    "/item/7", "/item/x", "/session", "/form", "/stream", "/nested", "/copied", "/async", "/after", "/own-options",
+    "/bp/page", "/bp/raises", "/missing", "/caf\xc3\xa9", "/args/a%20b", "/defaults/", "/defaults/1", "/response", "",
+)  # fmt: skip
+METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "get", "BREW")
+FORM = (
+    b'--x\r\nContent-Disposition: form-data; name="f"; filename="a.txt"\r\nContent-Type: text/plain\r\n\r\nabc\r\n'
+    b"--x--\r\n"
+)
+
+
+class Log(list[Any]):
+    """What happened, in order."""
+
+    def note(self, what: str, *more: Any) -> None:
+        """With everything that can be seen of the contexts at this moment."""
+        seen: tuple[Any, ...] = ()
+        if flask.has_request_context():
+            seen = (
+                request.method, request.path, request.endpoint, request.view_args, request.blueprints,
+                type(request.routing_exception), repr(_cv_request.get()), len(_cv_request.get()._cv_tokens),
+                request.host, request.url, request.server, request.remote_addr, request.query_string,
+            )  # fmt: skip
+        if flask.has_app_context():
+            seen += (flask.current_app.name, sorted(vars(g)), type(g).__name__, len(_cv_app.get()._cv_tokens))
+        self.append((what, *more, *seen))
+
+
+class OwnRequest(flask.Request):
+    """As an application has one."""
+
+    parameter_storage_class = dict  # type: ignore[assignment]
+
+
+class ClosingRequest(flask.Request):
+    """One that has something to close."""
+
+    closed: ClassVar[list[str]] = []
+
+    def close(self) -> None:
+        """Note it."""
+        self.closed.append(self.path)
+        super().close()
+
+
+class OwnResponse(flask.Response):
+    """As an application has one."""
+
+    default_mimetype = "text/x-own"
+
+
+class Globals(flask.ctx._AppCtxGlobals):
+    """A `g` of an application's own."""
+
+
+class Broken(SecureCookieSessionInterface):
+    """Sessions that fail, or are none."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def open_session(self, app: Flask, request: flask.Request) -> Any:
+        """Fail if that is what it is for."""
+        if self.where == "open":
+            raise ValueError("no session")
+        return None if self.where == "none" else super().open_session(app, request)
+
+    def save_session(self, app: Flask, session: SessionMixin, response: flask.Response) -> None:
+        """Fail if that is what it is for."""
+        if self.where == "save":
+            raise ValueError("not saved")
+        super().save_session(app, session, response)
+
+
+def make_app(ways: set[str], log: Log) -> Flask:
+    """An application with all kinds of views."""
+    app = Flask("dispatch", subdomain_matching="subdomains" in ways, host_matching="hosts" in ways, static_folder=None)
+    if "with a secret" in ways:
+        app.secret_key = "secret"
+    for way, where in (
+        ("cannot open a session", "open"),
+        ("cannot save a session", "save"),
+        ("no session at all", "none"),
+    ):
+        if way in ways:
+            app.session_interface = Broken(where)
+    if "request class" in ways:
+        app.request_class = OwnRequest
+    if "request class that closes" in ways:
+        app.request_class = ClosingRequest
+    if "response class" in ways:
+        app.response_class = OwnResponse
+    if "g of its own" in ways:
+        app.app_ctx_globals_class = Globals
+    app.config["PROPAGATE_EXCEPTIONS"] = True if "propagates" in ways else None
+    app.config["TRAP_HTTP_EXCEPTIONS"] = "traps" in ways
+    app.testing = "tests" in ways
+    app.logger.disabled = True
+    host: dict[str, Any] = {"host": "example.org:80"} if "hosts" in ways else {}
+    add_views(app, log, host)
+    return app
+
+
+def add_views(app: Flask, log: Log, host: dict[str, Any]) -> None:
+    """One for each thing a view can do."""
+
+    def text(**values: Any) -> str:
+        log.note("view", values)
+        g.seen = 1
+        return "grüße"
+
+    def raises() -> str:
+        raise ValueError("from the view")
+
+    def exits() -> str:
+        raise SystemExit(3)
+
+    def keeps() -> str:
+        session["n"] = session.get("n", 0) + 1
+        return str(session["n"])
+
+    def form() -> str:
+        kept.append(request.files["f"].stream)
+        return request.files["f"].filename or ""
+
+    def stream() -> flask.Response:
+        def pieces() -> Iterator[str]:
+            for piece in "ab":
+                log.note("piece")
+                yield piece
+
+        return app.response_class(flask.stream_with_context(pieces()))
+
+    def nested() -> str:
+        with app.app_context():
+            log.note("inside")
+        with app.test_request_context("/text", environ_overrides={"REMOTE_ADDR": "::9"}):
+            log.note("inside a request")
+        with _cv_request.get():
+            log.note("once more")
+        return "nested"
+
+    def copied() -> str:
+        @flask.copy_current_request_context
+        def inside() -> None:
+            log.note("in a copy")
+
+        inside()
+        return "copied"
+
+    async def later() -> str:
+        log.note("async view")
+        return "later"
+
+    def after() -> str:
+        def change(response: flask.Response) -> flask.Response:
+            log.note("after this request")
+            response.headers["X-After"] = "1"
+            return response
+
+        flask.after_this_request(change)
+        return "after"
+
+    kept: list[Any] = []
+    app.extensions["kept"] = kept
+    views: dict[str, Callable[..., Any]] = {
+        "/": text,
+        "/text": text,
+        "/dir/": text,
+        "/tuple": lambda: ("tuple", 201, {"X-A": "1"}),
+        "/dict": lambda: {"a": 1},
+        "/none": lambda: None,
+        "/raises": raises,
+        "/exits": exits,
+        "/aborts": lambda: flask.abort(404),
+        "/item/<int:number>": text,
+        "/session": keeps,
+        "/form": form,
+        "/stream": stream,
+        "/nested": nested,
+        "/copied": copied,
+        "/async": later,
+        "/after": after,
+        "/args/<path:what>": text,
+        "/response": lambda: app.response_class("made", mimetype="text/plain"),
+        "/caf\xe9": text,
+    }
+    for path, view in views.items():
+        app.add_url_rule(path, path.replace("<", "").replace(".", ""), view, methods=["GET", "POST"], **host)
+    app.add_url_rule("/own-options", "own options", text, methods=["GET", "OPTIONS"], **host)
+    app.add_url_rule("/defaults/", "defaults", text, defaults={"number": 1}, **host)
+    app.add_url_rule("/defaults/<int:number>", "defaults", text, **host)
+    blueprint = Blueprint("bp", __name__, url_prefix="/bp")
+    blueprint.add_url_rule("/page", "page", text, **host)
+    blueprint.add_url_rule("/raises", "raises", raises, **host)
+    app.extensions["blueprint"] = blueprint
+
+
+def add_hook(app: Flask, log: Log, name: str) -> None:
+    """Register what the name says."""
+    blueprint: Blueprint = app.extensions["blueprint"]
+    where: Any = blueprint if "of the blueprint" in name else app
+    kind = name.split(" ")[0]
+    if kind == "before":
+
+        def before() -> Any:
+            log.note(name)
+            if "raises" in name:
+                raise ValueError("before")
+            return "before" if "answers" in name and request.path == "/text" else None
+
+        where.before_request(before)
+    elif kind == "values":
+        where.url_value_preprocessor(lambda endpoint, values: log.note(name, endpoint, values))
+    elif kind == "after":
+
+        def after(response: flask.Response) -> flask.Response:
+            log.note(name, response.status)
+            if "raises" in name:
+                raise ValueError("after")
+            return response
+
+        where.after_request(after)
+    elif kind == "teardown":
+
+        def teardown(error: BaseException | None) -> None:
+            log.note(name, repr(error))
+            if "raises" in name and request:
+                raise ValueError("teardown")
+
+        (app.teardown_appcontext if "of the app" in name else where.teardown_request)(teardown)
+    else:
+
+        def handle(error: Exception) -> tuple[str, int]:
+            log.note(name, repr(error))
+            return name, 418
+
+        kinds: dict[str, Any] = {"404": 404, "ValueError": ValueError, "all": Exception}
+        app.register_error_handler(kinds[name.split(" ")[-1]], handle)
+
+
+def serve(app: Flask, log: Log, path: str, method: str) -> None:
+    """One request, as a server sends it, and all that can be seen of it afterwards."""
+    path, _, query = path.partition("?")
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": method,
+        "SCRIPT_NAME": "",
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "SERVER_NAME": "localhost",
+        "SERVER_PORT": "80",
+        "HTTP_HOST": "example.org",
+        "REMOTE_ADDR": "192.0.2.1",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "wsgi.url_scheme": "http",
+        "wsgi.input": io.BytesIO(FORM if path == "/form" else b""),
+        "wsgi.errors": io.StringIO(),
+        "HTTP_COOKIE": "; ".join(app.extensions.get("cookies", [])),
+    }
+    if path == "/form":
+        environ |= {"CONTENT_TYPE": "multipart/form-data; boundary=x", "CONTENT_LENGTH": str(len(FORM))}
+    started: list[Any] = []
+    try:
+        body = app.wsgi_app(environ, lambda *said: started.append(said))  # type: ignore[arg-type]
+        log.append(("body", b"".join(body)))
+        if hasattr(body, "close"):
+            body.close()
+    except (Exception, SystemExit) as error:
+        log.append(("raised", type(error), re.sub("0x[0-9a-f]+", "", str(error))))
+    for status, fields, *_ in started:
+        app.extensions["cookies"] = [value.split(";")[0] for name, value in fields if name == "Set-Cookie"]
+        # A session's signature has the second in it.
+        log.append((status, [field if field[0] != "Set-Cookie" else "a cookie" for field in fields]))
+    log.append(("left", environ["werkzeug.request"], [stream.closed for stream in app.extensions["kept"]]))
+    log.append((_cv_app.get(None), _cv_request.get(None), app._got_first_request, ClosingRequest.closed[:]))
+
+
+def both(check: Callable[[Flask, Log], None], ways: set[str]) -> None:
+    """Do the same with and without shortcuts, and compare."""
+    logs = []
+    for is_short in (False, True):
+        log = Log()
+        app = make_app(ways, log)
+        if is_short:
+            take_shortcuts(app)
+            assert isinstance(app.full_dispatch_request, Dispatch) == KNOWN
+        ClosingRequest.closed.clear()
+        contextvars.copy_context().run(check, app, log)  # where a teardown has raised, Flask leaves a context behind
+        logs.append(log)
+        for stream in app.extensions["kept"]:
+            stream.close()
+    assert logs[0] == logs[1]
+
+
+KNOWN = not texts.unknown(texts.DISPATCH)
+"""Whether the Flask that is installed is one of those that have been read."""
+
+some_requests = st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from(METHODS)), min_size=1, max_size=6)
+"""Some twice, so that what is remembered is used."""
+
+
+@given(
+    st.sets(st.sampled_from(WAYS), max_size=3),
+    st.sets(st.sampled_from(HOOKS), max_size=4),
+    st.sets(st.sampled_from(sorted(SIGNALS)), max_size=2),
+    some_requests,
+)
+@settings(max_examples=300)
+def test_the_same(ways: set[str], hooks: set[str], heard: set[str], asked: list[tuple[str, str]]) -> None:
+    """Any hooks, signals, classes and sessions: the same functions are called in the same order, seeing the same."""
+
+    def check(app: Flask, log: Log) -> None:
+        for hook in sorted(hooks):
+            add_hook(app, log, hook)
+        app.register_blueprint(app.extensions["blueprint"])
+        with ExitStack() as listening:
+            for name in sorted(heard):
+                listening.enter_context(SIGNALS[name].connected_to(functools.partial(hear, log, name), app))
+            for path, method in [*asked, *asked]:
+                serve(app, log, path, method)
+
+    both(check, ways)
+
+
+def hear(log: Log, name: str, sender: Flask, **more: Any) -> None:
+    """Note a signal."""
+    log.note(name, sender.name, sorted(more))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("path", PATHS)
+def test_each_view(path: str, method: str) -> None:
+    """Without any hook, which is when most is left out, and with a session."""
+
+    def check(app: Flask, log: Log) -> None:
+        app.register_blueprint(app.extensions["blueprint"])
+        for _ in range(3):
+            serve(app, log, path, method)
+
+    both(check, set())
+    both(check, {"with a secret"})
+
+
+@pytest.mark.parametrize("late", [*HOOKS, *sorted(SIGNALS)])
+@pytest.mark.parametrize("path", ["/text", "/bp/page", "/raises", "/missing", "/form"])
+def test_who_comes_late_is_heard(path: str, late: str) -> None:
+    """A hook or a receiver that is added after requests have been served is called from then on."""
+
+    def check(app: Flask, log: Log) -> None:
+        app.register_blueprint(app.extensions["blueprint"])
+        serve(app, log, path, "POST")
+        app._got_first_request = False  # Flask would refuse the hook
+        app.extensions["blueprint"]._got_registered_once = False
+        with ExitStack() as listening:
+            if late in SIGNALS:
+                listening.enter_context(SIGNALS[late].connected_to(functools.partial(hear, log, late), app))
+            elif "of the blueprint" in late:
+                table = {"before": "before_request", "values": "url_value_preprocessor", "after": "after_request"}
+                registry = table.get(late.split(" ")[0], "teardown_request")
+                functions = getattr(app, f"{registry}s" if registry.endswith("or") else f"{registry}_funcs")
+                functions["bp"].append(functools.partial(passes, log, late))
+            else:
+                add_hook(app, log, late)
+            serve(app, log, path, "POST")
+
+    both(check, {"tests"} if late == "exception" else set())
+
+
+def passes(log: Log, name: str, *given: Any) -> Any:
+    """A hook of any kind that changes nothing."""
+    log.note(name, len(given))
+    return given[0] if name.startswith("after") else None
+
+
+def test_rules_that_come_late() -> None:
+    """A rule that is added later and goes before the one that was found, by the application or on the map."""
+
+    def check(app: Flask, log: Log) -> None:
+        for add in (app.add_url_rule, lambda path, endpoint: app.url_map.add(Rule(path, endpoint=endpoint))):
+            name = "one" if add == app.add_url_rule else "two"
+            path = f"/{name}/page"
+            app._got_first_request = False
+            app.view_functions.update({name: lambda: "exactly", f"any {name}": lambda what: what})
+            app.url_map.add(Rule(f"/{name}/<what>", endpoint=f"any {name}"))
+            serve(app, log, path, "GET")
+            serve(app, log, f"/{name}", "GET")
+            app._got_first_request = False
+            add(path, name)
+            serve(app, log, path, "GET")
+            app.url_map.add(Rule(f"/{name}", endpoint=name, methods=["POST"]))
+            serve(app, log, f"/{name}", "GET")
+            serve(app, log, f"/{name}", "POST")
+
+    both(check, set())
+
+
+def matches(adapter: MapAdapter, rules: Rules | None) -> Any:
+    """What is found, or how it is refused."""
+    try:
+        return rules.match(adapter) if rules is not None else adapter.match(return_rule=True)
+    except werkzeug.exceptions.HTTPException as error:
+        return type(error), getattr(error, "new_url", None), getattr(error, "valid_methods", None)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(("/", "/a", "/a/", "//a", "/b", "/b/", "/c/1", "/old", "/ws", "", "/a//b", "/moved/1")),
+            st.sampled_from(("GET", "POST", "get")),
+            st.sampled_from(("http", "ws")),
+            st.sampled_from(("example.org", "other.org")),
+            st.sampled_from(("", "www")),
+            st.sampled_from(("host_matching", "redirect_defaults", "merge_slashes", "")),
+        ),
+        max_size=12,
+    )
+)
+def test_the_same_rules(asked: list[tuple[str, ...]]) -> None:
+    """Whatever a match depends on is part of what it is remembered under; what redirects is not remembered."""
+    found: list[list[Any]] = []
+    for remembers in (False, True):
+        url_map = Map(
+            [
+                Rule("/", endpoint="root"),
+                Rule("/a", endpoint="a"),
+                Rule("/a", endpoint="a of www", subdomain="www"),
+                Rule("/b/", endpoint="b"),
+                Rule("/c/<int:number>", endpoint="c"),
+                Rule("/c/", endpoint="c", defaults={"number": 1}),
+                Rule("/old", redirect_to="a", endpoint="old"),
+                Rule("/ws", endpoint="ws", websocket=True),
+                Rule("/a", endpoint="post", methods=["POST"]),
+                Rule("/moved/<int:number>", endpoint="a", alias=True),
+            ]
+        )
+        rules = Rules(url_map) if remembers else None
+        answers: list[Any] = []
+        for path, method, scheme, server, subdomain, switch in asked:
+            if switch:
+                setattr(url_map, switch, not getattr(url_map, switch))
+            adapter = MapAdapter(url_map, server, "/", subdomain, scheme, path, method)
+            answer = matches(adapter, rules)
+            if isinstance(answer[0], Rule):
+                answer = answer[0].endpoint, dict(answer[1])
+            answers.append(answer)
+        found.append(answers)
+    assert found[0] == found[1]
+
+
+def test_what_is_remembered_of_rules() -> None:
+    """Paths without values, so many and so long; each request gets values of its own; other maps are not mixed up."""
+    url_map = Map([Rule("/a", endpoint="a"), Rule("/b/<what>", endpoint="b")])
+    rules = Rules(url_map)
+    first, second = (rules.match(url_map.bind("x", path_info="/a")) for _ in range(2))
+    assert first[0] is second[0]
+    assert first[1] is not second[1]
+    rules.match(url_map.bind("x", path_info="/b/1"))
+    rules.match(url_map.bind("x", path_info="/" * PATH_LENGTH_LIMIT + "a"))
+    assert len(rules._known) == 1
+    for number in range(PATHS_LIMIT + 10):
+        rules.match(url_map.bind("x", path_info="/a", default_method="GET", script_name=str(number)))
+        rules.match(url_map.bind(f"host{number}", path_info="/a"))
+    assert len(rules._known) <= PATHS_LIMIT
+    other = Map([Rule("/a", endpoint="of another map")])
+    assert rules.match(other.bind("x", path_info="/a"))[0].endpoint == "of another map"
+    assert rules.match(url_map.bind("x", path_info="/a"))[0].endpoint == "a"
+
+
+USUAL: dict[str, Any] = {
+    "REQUEST_METHOD": "GET", "SCRIPT_NAME": "", "PATH_INFO": "/item/7", "QUERY_STRING": "a=1", "REMOTE_ADDR": "::1",
+    "SERVER_NAME": "localhost", "SERVER_PORT": "8000", "wsgi.url_scheme": "http", "HTTP_HOST": "a", "HTTP_X_A": "b",
+}  # fmt: skip
+CHANGES: dict[str, tuple[Any, ...]] = {
+    "REQUEST_METHOD": ("POST", "get", None),
+    "SCRIPT_NAME": ("/shop", "/shop/", "/caf\xc3\xa9", None),
+    "PATH_INFO": ("", "/", "//x//", "x", "/caf\xc3\xa9", "/\xff", None),
+    "QUERY_STRING": ("", "caf\xc3\xa9", "\xff", None),
+    "REMOTE_ADDR": (None,),
+    "SERVER_NAME": (None, "::1"),
+    "SERVER_PORT": (None, "", "x", "80", 80),
+    "wsgi.url_scheme": ("https", None),
+}
+
+
+@given(
+    st.lists(
+        st.sampled_from(sorted(CHANGES)).flatmap(lambda key: st.tuples(st.just(key), st.sampled_from(CHANGES[key]))),
+        max_size=3,
+    )
+)
+def test_a_request_is_what_flask_makes(changes: list[tuple[str, Any]]) -> None:
+    """Of any environ: all attributes, and what is left in the environ."""
+    environ = {key: value for key, value in (USUAL | dict(changes)).items() if value is not None}
+    made = []
+    for make in (flask.Request, _make_request):
+        given = dict(environ)
+        request = make(given)
+        assert type(request) is flask.Request
+        assert given.pop("werkzeug.request") is request
+        facts = dict(vars(request))
+        assert facts.pop("environ") is given
+        made.append((facts, given, request.url, dict(request.headers)))
+    made[0][0]["headers"] = made[1][0]["headers"] = None  # equal only for one and the same environ; looked at above
+    assert made[0] == made[1]
+
+
+@given(
+    st.text(),
+    st.sampled_from(("text/html", "application/json", "x", None)),
+    st.sampled_from((200, 418, 999)),
+    st.booleans(),
+)
+def test_a_text_response_is_what_flask_makes(text: str, mimetype: Any, status: int, counts: bool) -> None:
+    """Of any text, whatever the class says of types, statuses and lengths."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flask.Response, "default_mimetype", mimetype)
+        patch.setattr(flask.Response, "default_status", status)
+        patch.setattr(flask.Response, "automatically_set_content_length", counts)
+        try:
+            made = text_response(text)
+        except UnicodeEncodeError:
+            with pytest.raises(UnicodeEncodeError):
+                Response(text)
+            return
+        expected = Response(text)
+    assert type(made) is Response
+    assert vars(made) == vars(expected)
+    assert made.headers.to_wsgi_list() == expected.headers.to_wsgi_list()
+    made.headers["X-Own"] = "1"
+    assert "X-Own" not in text_response("another").headers
+
+
+# -- which Flask ---------------------------------------------------------------------------------------------------
+
+
+READ = {"flask": {"3.1.3"}, "werkzeug": {f"3.1.{patch}" for patch in range(4, 10)}}
+
+
+def test_the_releases_that_were_read_are_known() -> None:
+    """A digest is of the text that is there. With another release, read what has changed, and add its digest."""
+    if any(version(name) not in read for name, read in READ.items()):
+        pytest.skip("another release of Flask or Werkzeug: its steps are all taken until it has been read")
+    assert texts.unknown(texts.DISPATCH) == []
+
+
+def test_all_that_is_left_out_is_read() -> None:
+    """Who stands in for a method of the application has read it."""
+    assert set(STEPS) <= set(texts.DISPATCH[Flask])
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_an_application_with_a_step_of_its_own(name: str) -> None:
+    """By a subclass or on the application: it takes all of them."""
+    own = type("Own", (Flask,), {name: lambda self, *given, **named: getattr(Flask, name)(self, *given, **named)})
+    app: Flask = own("own")
+    take_shortcuts(app)
+    assert "full_dispatch_request" not in vars(app)
+    assert "request_context" not in vars(app)
+    app = Flask("own")
+    mine = functools.partial(getattr(Flask, name), app)
+    setattr(app, name, mine)
+    take_shortcuts(app)
+    assert vars(app)[name] is mine
+    assert not isinstance(app.full_dispatch_request, Dispatch)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(owner, name) for owner, functions in texts.DISPATCH.items() for name in functions],
+    ids=lambda part: getattr(part, "__name__", part),
+)
+def test_who_is_traced_is_left_alone(owner: Any, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Tools that trace an application put functions of theirs in Flask's place: those are called, and it is said."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def traced(*given: Any, **named: Any) -> Any:
+        return original(*given, **named)
+
+    app = Flask("traced")
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO, "sharedcluster"):
+        patch.setattr(owner, name, traced)
+        take_shortcuts(app)
+    assert "full_dispatch_request" not in vars(app)
+    assert "request_context" not in vars(app)
+    assert f"{owner.__name__}.{name}" in caplog.text
+
+
+def test_what_cannot_be_read_is_not_known() -> None:
+    """No text, no shortcut: a compiled function, one without a file."""
+    namespace: dict[str, Any] = {}
+    exec("def nowhere(): pass", namespace)
+    assert texts.digest(namespace["nowhere"]) == ""
+    assert texts.digest(len) == ""
+    assert texts.unknown({io: {"StringIO": (), "nothing": ()}}) == ["io.StringIO", "io.nothing"]
+
+
+def test_the_objects_are_flask_s() -> None:
+    """What an application sees of its contexts has Flask's types and names."""
+    app = Flask("objects")
+    take_shortcuts(app)
+    with app.test_request_context("/x") as context:
+        assert isinstance(context, RequestContext)
+        assert repr(context) == "<RequestContext 'http://localhost/x' [GET] of objects>"
+        assert type(flask.current_app._get_current_object()) is Flask  # type: ignore[attr-defined]
+        assert type(_cv_app.get()) is AppContext
+        assert type(context.request) is flask.Request
+        assert type(context.copy()) is type(context)
+        assert context.request.json_module is app.json
+
+
+def test_a_map_of_its_own_is_left_alone() -> None:
+    """One whose `add` is somebody else's, or of a class of its own."""
+    app = Flask("own")
+    app.url_map.add = lambda rulefactory: Map.add(app.url_map, rulefactory)  # type: ignore[method-assign]
+    take_shortcuts(app)
+    assert "request_context" not in vars(app)
+    app = Flask("own")
+    app.url_map = type("OwnMap", (Map,), {})()
+    take_shortcuts(app)
+    assert "request_context" not in vars(app)
