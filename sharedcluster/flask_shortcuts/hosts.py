@@ -8,6 +8,7 @@ request of a site.
 from __future__ import annotations
 
 import copy
+from operator import itemgetter
 from typing import Any, Final
 
 from flask import Flask, Request
@@ -18,6 +19,17 @@ HOST_LENGTH_LIMIT: Final = 255
 """No name is longer (RFC 1035 2.3.4), so what is has no business here."""
 TELLS_TRUSTED_HOSTS: Final = "TRUSTED_HOSTS" in Flask.default_config
 """Since 3.1."""
+
+_taken_from = itemgetter(
+    "HTTP_HOST",
+    "wsgi.url_scheme",
+    "SCRIPT_NAME",
+    "SERVER_NAME",
+    "SERVER_PORT",
+    "PATH_INFO",
+    "QUERY_STRING",
+    "REQUEST_METHOD",
+)
 
 
 class UrlAdapters:
@@ -38,29 +50,29 @@ class UrlAdapters:
             request.trusted_hosts = config["TRUSTED_HOSTS"]
         trusted: Any = request.trusted_hosts  # a list, or what else Werkzeug takes
         try:
-            facts = (
-                environ["HTTP_HOST"],
-                environ["wsgi.url_scheme"],
-                environ["SCRIPT_NAME"],
-                environ["SERVER_NAME"],
-                environ["SERVER_PORT"],
-                config["SERVER_NAME"],
-                trusted if trusted is None or isinstance(trusted, str) else tuple(trusted),
-                app.subdomain_matching,
-                url_map.host_matching,
-                url_map.default_subdomain,
-            )
-            path, query, method = environ["PATH_INFO"], environ["QUERY_STRING"], environ["REQUEST_METHOD"]
+            host, scheme, root, name, port, path, query, method = _taken_from(environ)
         except KeyError:  # HTTP/1.0 without a Host, or a server that leaves out what may be
             return self._make(request)
         if "HTTP_UPGRADE" in environ:
             return self._make(request)
+        facts = (
+            host,
+            scheme,
+            root,
+            name,
+            port,
+            config["SERVER_NAME"],
+            trusted if trusted is None or isinstance(trusted, str) else tuple(trusted),
+            app.subdomain_matching,
+            url_map.host_matching,
+            url_map.default_subdomain,
+        )
         known = self._known.get(facts)
         if known is None:
             return self._remember(request, facts)
-        host, like = known
-        if host is not None:
-            request.host = host  # as Flask itself does
+        told, like = known
+        if told is not None:
+            request.host = told  # as Flask itself does
         return MapAdapter(
             url_map,
             like.server_name,

@@ -164,6 +164,11 @@ class GroupCommit:
         """Run scripts/NAME.lua and return its reply; its text is sent only if the server does not know it yet."""
         return self.many([script_command(name, keys, args)], idempotent=idempotent)[0]
 
+    def packed(self, command: PackedScript, *, idempotent: bool = False) -> Any:
+        """Run a script whose command has been packed and return its reply."""
+        reply = self.exchange(command.data, 1, idempotent)[0]
+        return self._second_try(command.data, reply, idempotent) if type(reply) is ReplyError else reply
+
     def many(self, commands: Sequence[Command | PackedScript], *, idempotent: bool = False) -> list[Any]:
         """Run commands as one group, in order, one round trip; the first refused one raises after all have run."""
         packed = [command.data if isinstance(command, PackedScript) else pack(command) for command in commands]

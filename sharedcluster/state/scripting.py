@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from sharedcluster.state.wire import Argument, Command, pack_arguments
+from sharedcluster.state.wire import Argument, Command, pack_arguments, packed_pieces
 
 _SCRIPTS = files("sharedcluster.state").joinpath("scripts")
 _TEXTS: dict[str, str] = {}
+COUNTS_LIMIT = 100
+"""Numbers of keys and arguments of which the command's beginning is remembered, for each packer."""
 
 
 @cache
@@ -52,13 +54,19 @@ class ScriptPacker:
         self._count = 3 + len(values)
         self._start = pack_arguments((b"EVALSHA", script_sha(name).encode()))
         self._constants = pack_arguments(values)
+        self._starts: dict[tuple[int, int], bytes] = {}
 
-    def pack(self, keys: Sequence[bytes], args: Sequence[bytes]) -> PackedScript:
+    def pack(self, keys: list[bytes], args: list[bytes]) -> PackedScript:
         """The command with these keys and, after the constant ones, these arguments."""
-        count = str(self._count + len(keys) + len(args)).encode()
-        number = b"1" if len(keys) == 1 else b"%d" % len(keys)
-        before, after = pack_arguments((number, *keys)), pack_arguments(args)
-        return PackedScript(b"".join((b"*", count, b"\r\n", self._start, before, self._constants, after)))
+        counts = (len(keys), len(args))
+        start = self._starts.get(counts)
+        if start is None:
+            start = b"*%d\r\n%b%b" % (self._count + sum(counts), self._start, pack_arguments([b"%d" % len(keys)]))
+            if len(self._starts) < COUNTS_LIMIT:
+                self._starts[counts] = start
+        pieces = [start, *packed_pieces(keys + args)]
+        pieces.insert(1 + 3 * len(keys), self._constants)
+        return PackedScript(b"".join(pieces))
 
 
 def script_command(name: str, keys: Sequence[str], args: Iterable[Argument]) -> Command:

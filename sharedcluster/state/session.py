@@ -27,11 +27,7 @@ class SessionRecord(NamedTuple):
     user: str | None = None
     created_ms: int = 0
     deadline_ms: int = 0  # 0: no absolute end
-
-    @property
-    def size(self) -> int:
-        """Bytes, roughly."""
-        return 200 + 100 * len(self.fields) + sum(map(len, self.fields.values()))
+    size: int = 0  # bytes in memory, roughly: never less than those of the values
 
 
 # What is found under an id that has just been rotated away.

@@ -19,7 +19,7 @@ Laws
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
@@ -167,6 +167,7 @@ class SessionStore:
             meta["@u"].decode() if "@u" in meta else None,
             int(meta.get("@c", 0)),
             int(meta.get("@x", 0)),
+            _size_of(fields),
         )
 
     # -- saving ----------------------------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ class SessionStore:
             is_merging = merges and attempt < MERGE_ATTEMPTS
             save = self._save_command(name, target, session, delta, merges=is_merging)
             # Sent twice, a rotation would find its session renamed, and a merge its own effect: those are sent once.
-            reply: list[Any] = self._commit.many([save], idempotent=target == name and not is_merging)[0]
+            reply: list[Any] = self._commit.packed(save, idempotent=target == name and not is_merging)
             if reply[0] != 2:
                 return reply, delta
             self._counts["session_merges"] += 1
@@ -285,7 +286,7 @@ class SessionStore:
             for name in delta.removed:
                 fields.pop(name, None)
             user = session._wanted_user if session._wanted_user is not None else base.user
-            record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms)
+            record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms, _size_of(fields))
         assert record is not None
         self._keep_near(cookie.name, record, begun)
         return self._set_cookie(cookie, version, signer)
@@ -316,7 +317,7 @@ class SessionStore:
             args += (_stored_name(key).encode(), session._stored.get(key, b"") if merges else b"", raw)
         args += [_stored_name(key).encode() for key in delta.removed]
         prefix = self._raw_prefix
-        keys = (prefix + raw_name, prefix + new_name) if new_name else (prefix + raw_name,)
+        keys = [prefix + raw_name, prefix + new_name] if new_name else [prefix + raw_name]
         return self._save_packer(creates, session.idle, merges).pack(keys, args)
 
     def _save_packer(self, creates: bool, idle: float, merges: bool) -> ScriptPacker:
@@ -334,6 +335,11 @@ class SessionStore:
     def _check_size(self, session: Session, delta: SessionDelta) -> None:
         field_limit, limit = self._settings.session_field_limit, self._settings.session_limit
         sizes = [*map(len, delta.written.values())]
+        record = session._record
+        if record is not None and record.fields is session._stored:  # as it was loaded, so its size is known
+            total = record.size + sum(sizes)
+            if total <= limit and (not sizes or max(sizes) <= field_limit):
+                return
         total = sum(map(len, session._stored.values())) + sum(sizes)
         if total <= limit and (not sizes or max(sizes) <= field_limit):
             return
@@ -432,6 +438,10 @@ def verify_first(signer: CookieSigner, values: Iterable[str]) -> Cookie | None:
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
+
+
+def _size_of(fields: Mapping[str, bytes]) -> int:
+    return 200 + 100 * len(fields) + sum(map(len, fields.values()))
 
 
 def _stored_name(key: str) -> str:

@@ -248,7 +248,7 @@ def test_arguments_are_packed_as_hiredis_does(size: int) -> None:
 def test_a_packed_script_is_what_the_command_would_be() -> None:
     """Keys first, then the constant arguments, then the others, all counted."""
     packer = ScriptPacker("session_save", [b"0", b"500"])
-    for keys in ((b"k",), (b"k", b"other")):
+    for keys in ([b"k"], [b"k", b"other"], [b"k"]):
         whole = script_command("session_save", [key.decode() for key in keys], ["0", "500", "a", ""])
         assert packer.pack(keys, [b"a", b""]) == PackedScript(pack(whole))
 

@@ -216,11 +216,14 @@ def add_views(app: Flask, log: Log, host: dict[str, Any]) -> None:
         return "nested"
 
     def copied() -> str:
+        mine = _cv_request.get()._session
+
         @flask.copy_current_request_context
         def inside() -> None:
-            log.note("in a copy")
+            log.note("in a copy", _cv_request.get()._session is mine)
 
         inside()
+        contextvars.Context().run(inside)  # as in a greenlet of its own
         return "copied"
 
     async def later() -> str:
