@@ -71,11 +71,13 @@ WAYS = (
     "subdomains",
     "hosts",
     "g of its own",
+    "another host is trusted",
 )
 PATHS = (
     "/", "/text", "/text/", "//text", "/dir", "/dir/", "/tuple", "/dict", "/none", "/raises", "/exits", "/aborts",
     "/item/7", "/item/x", "/session", "/form", "/stream", "/nested", "/copied", "/async", "/after", "/own-options",
     "/bp/page", "/bp/raises", "/missing", "/caf\xc3\xa9", "/args/a%20b", "/defaults/", "/defaults/1", "/response", "",
+    "/left-open", "/app-left-open",
 )  # fmt: skip
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "get", "BREW")
 FORM = (
@@ -170,6 +172,7 @@ def make_app(ways: set[str], log: Log) -> Flask:
     app.config["PROPAGATE_EXCEPTIONS"] = True if "propagates" in ways else None
     app.config["TRAP_HTTP_EXCEPTIONS"] = "traps" in ways
     app.testing = "tests" in ways
+    app.config["TRUSTED_HOSTS"] = ["example.com"] if "another host is trusted" in ways else None
     app.logger.disabled = True
     host: dict[str, Any] = {"host": "example.org:80"} if "hosts" in ways else {}
     add_views(app, log, host)
@@ -215,6 +218,14 @@ def add_views(app: Flask, log: Log, host: dict[str, Any]) -> None:
             log.note("once more")
         return "nested"
 
+    def leaves_open() -> str:
+        app.test_request_context("/text").push()
+        return "left open"
+
+    def leaves_app_open() -> str:
+        _cv_app.get().push()
+        return "left open"
+
     def copied() -> str:
         mine = _cv_request.get()._session
 
@@ -256,6 +267,8 @@ def add_views(app: Flask, log: Log, host: dict[str, Any]) -> None:
         "/form": form,
         "/stream": stream,
         "/nested": nested,
+        "/left-open": leaves_open,
+        "/app-left-open": leaves_app_open,
         "/copied": copied,
         "/async": later,
         "/after": after,
@@ -349,8 +362,10 @@ def serve(app: Flask, log: Log, path: str, method: str) -> None:
         app.extensions["cookies"] = [value.split(";")[0] for name, value in fields if name == "Set-Cookie"]
         # A session's signature has the second in it.
         log.append((status, [field if field[0] != "Set-Cookie" else "a cookie" for field in fields]))
-    log.append(("left", environ["werkzeug.request"], [stream.closed for stream in app.extensions["kept"]]))
-    log.append((_cv_app.get(None), _cv_request.get(None), app._got_first_request, ClosingRequest.closed[:]))
+    log.append(("left", repr(environ["werkzeug.request"]), [stream.closed for stream in app.extensions["kept"]]))
+    log.append(
+        (type(_cv_app.get(None)), repr(_cv_request.get(None)), app._got_first_request, ClosingRequest.closed[:])
+    )
 
 
 def both(check: Callable[[Flask, Log], None], ways: set[str]) -> None:
@@ -417,6 +432,7 @@ def test_each_view(path: str, method: str) -> None:
 
     both(check, set())
     both(check, {"with a secret"})
+    both(check, {"another host is trusted"})
 
 
 @pytest.mark.parametrize("late", [*HOOKS, *sorted(SIGNALS)])
