@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +114,15 @@ class Server(Events):
         self.emit("close")
 
 
+def _spare(application: Any) -> None:
+    """Let a Flask application take the shortcuts that it has under `sharedcluster run`."""
+    flask = sys.modules.get("flask")  # who has such an application has imported it; nobody else needs to have Flask
+    if flask is not None and isinstance(application, flask.Flask):
+        from sharedcluster.flask_shortcuts import take_shortcuts
+
+        take_shortcuts(application)
+
+
 class WorkerCluster:
     """What `from sharedcluster import cluster` is in a worker."""
 
@@ -161,6 +171,7 @@ class WorkerCluster:
         """
         if certfile:
             make_context(certfile, keyfile or None)  # what is wrong with them is said here
+        _spare(application)
         asked = ("", 0, os.path.abspath(path), None) if path else ("", 0, "", fd) if fd is not None else None
         server = Server(
             self.worker, application, asked or (host or "0.0.0.0", port, "", None), backlog, max_connections,

@@ -22,6 +22,23 @@ def test_port_0_is_one_port_for_all_workers(start_lab: StartLab) -> None:
     assert {who(port)["id"] for _ in range(6)} == {1, 2, 3}
 
 
+def test_a_flask_application_takes_the_shortcuts(start_lab: StartLab) -> None:
+    """As it does under `sharedcluster run`; and not if its configuration forbids it."""
+    lab = start_lab(1)
+    for wants in (True, False):
+        code = f"""
+import flask
+app = flask.Flask("served")
+app.config["SHAREDCLUSTER_SHORTCUTS"] = {wants}
+app.add_url_rule("/", "index", lambda: type(flask.current_app.full_dispatch_request).__name__)
+result = cluster.serve(app, port=0).port
+"""
+        client = http.client.HTTPConnection("127.0.0.1", lab.at(1, code), timeout=10)
+        client.request("GET", "/")
+        assert client.getresponse().read().decode() == ("Dispatch" if wants else "method")
+        client.close()
+
+
 def test_several_servers_of_one_worker(start_lab: StartLab) -> None:
     """The n-th server on port 0 has the same port in every worker, the next one another; each has its own hand-off."""
     lab = start_lab(2)
