@@ -154,7 +154,10 @@ class TaggedJson:
         """See `Codec`."""
         if data.isdigit() and len(data) < DIGITS_LIMIT and (data[0] != ZERO or len(data) == 1):
             return int(data)
-        return _decoder(data.decode("utf-8", "surrogatepass"))
+        text = data.decode("utf-8", "surrogatepass")
+        if text[:1] == '"' and text[-1] == '"' and text.count('"') == 2 and "\\" not in text and text.isprintable():
+            return text[1:-1]  # nothing in it is written otherwise than it is
+        return _decoder(text)
 
 
 class MessagePack:
