@@ -20,8 +20,6 @@ import logging
 from flask import Flask
 from werkzeug.routing import Map
 
-from sharedcluster.flask_shortcuts.contexts import context_maker
-from sharedcluster.flask_shortcuts.dispatch import Dispatch
 from sharedcluster.flask_shortcuts.functions import PlainFunctions
 from sharedcluster.flask_shortcuts.hosts import UrlAdapters
 from sharedcluster.flask_shortcuts.responses import Response
@@ -68,6 +66,10 @@ def take_shortcuts(app: Flask) -> None:
         if others:
             log.info("Flask's own steps are all taken: %s is not as this release knows it", ", ".join(others))
         else:
+            # Not before: a Flask that we have not read may not have what they import.
+            from sharedcluster.flask_shortcuts.contexts import context_maker
+            from sharedcluster.flask_shortcuts.dispatch import Dispatch
+
             app.request_context = context_maker(app)  # type: ignore[method-assign, assignment]
             app.full_dispatch_request = Dispatch(app)  # type: ignore[method-assign]
 

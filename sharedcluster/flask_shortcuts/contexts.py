@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import flask
 from flask import Flask
-from flask.ctx import AppContext, RequestContext, _sentinel
+from flask.ctx import RequestContext, _sentinel
 from flask.globals import _cv_app, _cv_request
 from flask.signals import appcontext_popped, appcontext_pushed, appcontext_tearing_down, request_tearing_down
 from werkzeug.datastructures import EnvironHeaders
@@ -75,9 +75,8 @@ class _Context(RequestContext):
         app_ctx = _cv_app.get(None)
         if (
             len(tokens) == 1
+            and app_ctx is not None
             and tokens[0][1] is app_ctx
-            and type(app_ctx) is AppContext
-            and len(app_ctx._cv_tokens) == 1
             and _cv_request.get(None) is self
             and not app.teardown_request_funcs
             and not app.teardown_appcontext_funcs

@@ -4,6 +4,9 @@ Who leaves out a step of another one's has to know what the step would have done
 stand in for functions with the very text that was read when they were written, told by its digest. Of another release,
 which may do something else there, nothing is left out until somebody has read it and added its digest here; nor of a
 function that a tool for tracing has put one of its own before, whose text is not Flask's either.
+
+Nothing is imported here, and `contexts` and `dispatch` only when all is known: another release may not have what they
+need.
 """
 
 from __future__ import annotations
@@ -11,20 +14,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import pkgutil
 from collections.abc import Mapping
 from types import CodeType, FunctionType
-from typing import Any, Final
+from typing import Final
 
-import werkzeug
-from flask import Flask
-from flask.ctx import AppContext, RequestContext
-from werkzeug.datastructures import EnvironHeaders, Headers
-from werkzeug.routing import Map, MapAdapter
-from werkzeug.routing.matcher import StateMachineMatcher
-
-DISPATCH: Final[Mapping[Any, Mapping[str, tuple[str, ...]]]] = {
+DISPATCH: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     # Flask 3.1.3. Earlier ones keep the session elsewhere.
-    Flask: {
+    "flask.app:Flask": {
         "request_context": ("6a12add4c929649c",),
         "app_context": ("89003ab22fd79e3d",),
         "full_dispatch_request": ("c3cc0ae62a1a21fb",),
@@ -36,65 +33,72 @@ DISPATCH: Final[Mapping[Any, Mapping[str, tuple[str, ...]]]] = {
         "do_teardown_request": ("88af89f4de871978",),
         "do_teardown_appcontext": ("da229d24e800ea62",),
     },
-    RequestContext: {
+    "flask.ctx:RequestContext": {
         "__init__": ("be3dc80c8e1a11ad",),
         "push": ("819fbd33a462b27b",),
         "match_request": ("84262465c40f7d68",),
         "pop": ("561907e388b6231f",),
     },
-    AppContext: {
+    "flask.ctx:AppContext": {
         "__init__": ("d9512df43aaa451c",),
         "push": ("4a507dd37c185339",),
         "pop": ("f0158d79424d4348",),
     },
     # Werkzeug 3.1.4 to 3.1.9, of which 3.1.7 and 3.1.9 changed how a path is matched.
-    werkzeug.Request: {
+    "werkzeug.wrappers:Request": {
         "__init__": ("725895d016d69e29",),
         "close": ("f2f73e29cc33f8a9",),
     },
-    werkzeug.sansio.request.Request: {
+    "werkzeug.sansio.request:Request": {
         "__init__": ("323bc936087334af",),
     },
-    werkzeug.wsgi: {
+    "werkzeug.wsgi": {
         "_get_server": ("0776525d7f67757b",),
     },
-    werkzeug.Response: {
+    "werkzeug.wrappers:Response": {
         "__init__": ("85b059276e42ca42",),
         "set_data": ("f611509da10410cb",),
     },
-    werkzeug.sansio.response.Response: {
+    "werkzeug.sansio.response:Response": {
         "__init__": ("a6597f620b1e0d2b",),
         "_clean_status": ("4cddca523c2fbac2",),
     },
-    EnvironHeaders: {
+    "werkzeug.datastructures:EnvironHeaders": {
         "__init__": ("e2ef7d8778995700",),
     },
-    Headers: {
+    "werkzeug.datastructures:Headers": {
         "__init__": ("f9b13d66a056c5ec",),
         "__iter__": ("ca9e960afd713545",),
     },
-    Map: {
+    "werkzeug.routing:Map": {
         "add": ("58668387c61afc78",),
     },
-    MapAdapter: {
+    "werkzeug.routing:MapAdapter": {
         "match": ("0bd88c05978998c6",),
         "get_default_redirect": ("9401bfda644ba055",),
     },
-    StateMachineMatcher: {
+    "werkzeug.routing.matcher:StateMachineMatcher": {
         "match": ("306f8a6dd11085f4", "d229feea415c1031", "bc7b3d5ce74fafcf"),
     },
 }
 """Where a part is left out: class or module, function, and the digests of the texts that we know."""
 
 
-def unknown(known: Mapping[Any, Mapping[str, tuple[str, ...]]]) -> list[str]:
-    """The names of those functions, as they are now, whose text is none that we know, or is not there to be read."""
+def unknown(known: Mapping[str, Mapping[str, tuple[str, ...]]]) -> list[str]:
+    """The names of those functions, as they are now, whose text is none that we know, or that cannot be read."""
     return [
-        f"{owner.__name__}.{name}"
+        f"{owner.rpartition(':')[2]}.{name}"
         for owner, functions in known.items()
         for name, digests in functions.items()
-        if digest(getattr(owner, name, None)) not in digests
+        if digest(_find(owner, name)) not in digests
     ]
+
+
+def _find(owner: str, name: str) -> object:
+    try:
+        return getattr(pkgutil.resolve_name(owner), name, None)
+    except (ImportError, AttributeError):
+        return None
 
 
 def digest(function: object) -> str:
