@@ -9,7 +9,7 @@ from flask import Flask
 from flask.globals import _cv_request
 from flask.signals import request_finished, request_started
 
-from sharedcluster.flask_shortcuts.responses import Response, text_response
+from sharedcluster.flask_shortcuts.responses import Response, json_response, text_response
 
 
 class Dispatch:
@@ -39,9 +39,13 @@ class Dispatch:
         except Exception as error:
             answer = app.handle_user_exception(error)
 
-        if type(answer) is str and app.response_class is Response:
-            response: flask.Response = text_response(answer)
-        else:
+        response: flask.Response | None = None
+        if app.response_class is Response:
+            if type(answer) is str:
+                response = text_response(answer)
+            elif type(answer) is dict or type(answer) is list:
+                response = json_response(app.json, app.debug, answer)
+        if response is None:
             response = app.make_response(answer)
         context = _cv_request.get()
         if context._after_request_functions or app.after_request_funcs:

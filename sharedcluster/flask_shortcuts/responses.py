@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from json import JSONEncoder
 from typing import TYPE_CHECKING, Any
 
 import flask
+from flask.json.provider import DefaultJSONProvider
 from werkzeug.datastructures import Headers
 from werkzeug.utils import get_content_type
 
@@ -97,11 +99,15 @@ class Response(flask.Response, metaclass=_AsFlaskResponse):
         return make, (flask.Response, *arguments[1:]), state
 
 
-def text_response(text: str) -> Response:
-    """What `Response(text)` makes, made at once. For who has seen that Werkzeug's own making is known (`texts`)."""
-    mimetype = Response.default_mimetype
+def text_response(text: str, mimetype: str | None = None) -> Response:
+    """What `Response(text, mimetype=mimetype)` makes, made at once.
+
+    For who has seen that Werkzeug's own making is known (`texts`).
+    """
+    if mimetype is None:
+        mimetype = Response.default_mimetype
     if mimetype is None or not Response.automatically_set_content_length:
-        return Response(text)
+        return Response(text, mimetype=mimetype)
     body = text.encode()
     response = Response.__new__(Response)
     response.headers = headers = Headers()
@@ -111,6 +117,35 @@ def text_response(text: str) -> Response:
     response._on_close = []
     response.response = [body]
     return response
+
+
+def json_response(provider: Any, is_debug: bool, value: Any) -> Response | None:
+    """What `DefaultJSONProvider.response(value)` makes; None if that is not this provider's way. As `text_response`.
+
+    Flask makes an encoder for each value; this one is made once for each way in which Flask's own can be set.
+    """
+    if type(provider) is not DefaultJSONProvider or not vars(provider).keys() <= _PROVIDER_FACTS:
+        return None
+    if provider.default is not _FLASK_S_DEFAULT or provider.mimetype is None:
+        return None
+    is_wide = (provider.compact is None and is_debug) or provider.compact is False
+    encode = _encoder_of(provider.ensure_ascii, provider.sort_keys, is_wide)
+    return text_response(f"{encode(value)}\n", provider.mimetype)
+
+
+_FLASK_S_DEFAULT = DefaultJSONProvider.default
+_PROVIDER_FACTS = frozenset({"_app", "compact", "ensure_ascii", "mimetype", "sort_keys"})
+
+
+@functools.lru_cache(16)
+def _encoder_of(ensure_ascii: bool, sort_keys: bool, is_wide: bool) -> Callable[[Any], str]:
+    return JSONEncoder(
+        default=_FLASK_S_DEFAULT,
+        ensure_ascii=ensure_ascii,
+        sort_keys=sort_keys,
+        indent=2 if is_wide else None,
+        separators=None if is_wide else (",", ":"),
+    ).encode
 
 
 @functools.lru_cache(16)

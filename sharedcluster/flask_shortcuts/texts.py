@@ -44,6 +44,12 @@ DISPATCH: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "push": ("4a507dd37c185339",),
         "pop": ("f0158d79424d4348",),
     },
+    "flask.json.provider:DefaultJSONProvider": {
+        "_prepare_response_obj": ("7e4067d9681a49b4",),
+        "response": ("459e4a315c4e3383",),
+        "dumps": ("ca58c776fe987002",),
+    },
+    "flask.json.provider": {"_default": ("b92d1bdb2af611fc",)},
     # Werkzeug 3.1.4 to 3.1.9, of which 3.1.7 and 3.1.9 changed how a path is matched.
     "werkzeug.wrappers:Request": {
         "__init__": ("725895d016d69e29",),

@@ -10,8 +10,11 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import date
+from decimal import Decimal
 from importlib.metadata import version
 from typing import Any, ClassVar
 
@@ -21,9 +24,11 @@ import werkzeug
 from flask import Blueprint, Flask, g, request, session, signals
 from flask.ctx import AppContext, RequestContext
 from flask.globals import _cv_app, _cv_request
+from flask.json.provider import DefaultJSONProvider
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markupsafe import Markup
 from werkzeug.routing import Map, MapAdapter, Rule
 
 from sharedcluster.flask_shortcuts import STEPS, take_shortcuts, texts
@@ -75,12 +80,22 @@ WAYS = (
     "hosts",
     "g of its own",
     "another host is trusted",
+    "debug",
+    "wide",
+    "compact",
+    "unsorted",
+    "not only ASCII",
+    "a JSON type of its own",
+    "a default of its own",
+    "a provider of its own",
+    "dumps of its own",
 )
+JSON_WAYS: tuple[set[str], ...] = tuple({way} for way in WAYS[WAYS.index("debug") :])
 PATHS = (
     "/", "/text", "/text/", "//text", "/dir", "/dir/", "/tuple", "/dict", "/none", "/raises", "/exits", "/aborts",
     "/item/7", "/item/x", "/session", "/form", "/stream", "/nested", "/copied", "/async", "/after", "/own-options",
     "/bp/page", "/bp/raises", "/missing", "/caf\xc3\xa9", "/args/a%20b", "/defaults/", "/defaults/1", "/response", "",
-    "/left-open", "/app-left-open",
+    "/left-open", "/app-left-open", "/list", "/unjsonable", "/own-dict", "/json-tuple",
 )  # fmt: skip
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "get", "BREW")
 FORM = (
@@ -175,11 +190,32 @@ def make_app(ways: set[str], log: Log) -> Flask:
     app.config["PROPAGATE_EXCEPTIONS"] = True if "propagates" in ways else None
     app.config["TRAP_HTTP_EXCEPTIONS"] = "traps" in ways
     app.testing = "tests" in ways
+    app.debug = "debug" in ways
+    set_json(app, ways)
     app.config["TRUSTED_HOSTS"] = ["example.com"] if "another host is trusted" in ways else None
     app.logger.disabled = True
     host: dict[str, Any] = {"host": "example.org:80"} if "hosts" in ways else {}
     add_views(app, log, host)
     return app
+
+
+def set_json(app: Flask, ways: set[str]) -> None:
+    """How the application writes JSON."""
+    if "a provider of its own" in ways:
+        app.json = type("Own", (DefaultJSONProvider,), {"dumps": lambda self, value, **_: "own"})(app)
+    provider: Any = app.json
+    if "wide" in ways or "compact" in ways:
+        provider.compact = "compact" in ways
+    if "unsorted" in ways:
+        provider.sort_keys = False
+    if "not only ASCII" in ways:
+        provider.ensure_ascii = False
+    if "a JSON type of its own" in ways:
+        provider.mimetype = "application/x-own"
+    if "a default of its own" in ways:
+        provider.default = lambda value: f"default of {type(value).__name__}"
+    if "dumps of its own" in ways:
+        provider.dumps = lambda value, **_: "own"
 
 
 def add_views(app: Flask, log: Log, host: dict[str, Any]) -> None:
@@ -260,7 +296,11 @@ def add_views(app: Flask, log: Log, host: dict[str, Any]) -> None:
         "/text": text,
         "/dir/": text,
         "/tuple": lambda: ("tuple", 201, {"X-A": "1"}),
-        "/dict": lambda: {"a": 1},
+        "/dict": lambda: {"ü": [1, None, 1.5, date(2026, 11, 28)], "a": Markup("<b>")},
+        "/list": lambda: [Decimal("1.5"), {"b": 1, "a": float("nan")}],
+        "/unjsonable": lambda: {"a": object()},
+        "/own-dict": lambda: OrderedDict(b=1, a=2),
+        "/json-tuple": lambda: ({"a": 1}, 201, {"X-A": "1"}),
         "/none": lambda: None,
         "/raises": raises,
         "/exits": exits,
@@ -438,6 +478,19 @@ def test_each_view(path: str, method: str) -> None:
     both(check, {"another host is trusted"})
 
 
+@pytest.mark.parametrize("ways", JSON_WAYS, ids=lambda ways: next(iter(ways)))
+@pytest.mark.parametrize("path", ["/dict", "/list", "/unjsonable", "/own-dict", "/json-tuple"])
+def test_the_same_json(path: str, ways: set[str]) -> None:
+    """Whatever is set on the provider, or whichever it is: the same bytes, type and errors."""
+
+    def check(app: Flask, log: Log) -> None:
+        serve(app, log, path, "GET")
+        app.json.sort_keys = not app.json.sort_keys  # type: ignore[attr-defined]
+        serve(app, log, path, "GET")
+
+    both(check, ways)
+
+
 @pytest.mark.parametrize("late", [*HOOKS, *sorted(SIGNALS)])
 @pytest.mark.parametrize("path", ["/text", "/bp/page", "/raises", "/missing", "/form"])
 def test_who_comes_late_is_heard(path: str, late: str) -> None:
@@ -487,6 +540,18 @@ def test_rules_that_come_late() -> None:
             app.url_map.add(Rule(f"/{name}", endpoint=name, methods=["POST"]))
             serve(app, log, f"/{name}", "GET")
             serve(app, log, f"/{name}", "POST")
+
+    both(check, set())
+
+
+def test_the_default_of_the_class() -> None:
+    """What all providers do with an unknown type may be changed at any time."""
+
+    def check(app: Flask, log: Log) -> None:
+        serve(app, log, "/list", "GET")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DefaultJSONProvider, "default", staticmethod(lambda value: "changed"))
+            serve(app, log, "/list", "GET")
 
     both(check, set())
 
