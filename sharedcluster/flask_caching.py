@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -263,8 +262,9 @@ def _answer(cache: Cache, key: str, policy: _Policy, function: Callable[..., Any
         if keeps(value):
             cache.set(key, value, policy.timeout, tags=policy.tags)
     else:
-        bound = _bind_context(compute)
-        value = cache.get_or_compute(key, bound, policy.timeout, tags=policy.tags, stale=policy.stale, keep=keeps)
+        value = cache.get_or_compute(
+            key, compute, policy.timeout, tags=policy.tags, stale=policy.stale, keep=keeps, carry=_bind_context
+        )
     return _unpack(value)
 
 
@@ -317,11 +317,7 @@ def _decorated(wrapper: Any, function: F, make_key: Callable[..., str], timeout:
 
 def _bind_context(compute: Callable[[], Any]) -> Callable[[], Any]:
     """A view that is computed anew in the background still finds its request and its application."""
-    if not has_request_context():
-        return compute
-    home = threading.get_ident()
-    elsewhere = copy_current_request_context(compute)
-    return lambda: compute() if threading.get_ident() == home else elsewhere()
+    return copy_current_request_context(compute) if has_request_context() else compute
 
 
 def _pack(value: Any) -> Any:

@@ -11,7 +11,8 @@ from typing import Any, Final, cast
 from werkzeug.routing import Map, MapAdapter, Rule
 
 PATHS_LIMIT: Final = 1000
-PATH_LENGTH_LIMIT: Final = 255
+LENGTH_LIMIT: Final = 512
+"""Of path and host together."""
 
 
 class Rules:
@@ -48,7 +49,8 @@ class Rules:
             return rule, {}
         known = self._known
         rule, values = cast(tuple[Rule, dict[str, Any]], adapter.match(return_rule=True))
-        if not values and type(adapter) is MapAdapter and adapter.map is url_map and len(path) <= PATH_LENGTH_LIMIT:
+        is_short = len(path) + len(adapter.server_name) <= LENGTH_LIMIT
+        if is_short and not values and type(adapter) is MapAdapter and adapter.map is url_map:
             if len(known) >= PATHS_LIMIT:
                 known.clear()
             known[facts] = rule  # if rules have been added meanwhile, nobody will look into this one

@@ -19,7 +19,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sharedcluster.errors import StateUnavailableError
@@ -42,6 +42,7 @@ class _Job:
     tags: tuple[str, ...]
     stale: float
     keep: Callable[[Any], bool]
+    carry: Callable[[Callable[[], Any]], Callable[[], Any]]
 
 
 class _Flight:
@@ -152,6 +153,7 @@ class Cache:
         tags: Iterable[str] = (),
         stale: float = 0.0,
         keep: Callable[[Any], bool] = lambda value: True,
+        carry: Callable[[Callable[[], Any]], Callable[[], Any]] = lambda compute: compute,
     ) -> Any:
         """The value, computed at most once in the cluster if it is missing.
 
@@ -163,11 +165,13 @@ class Cache:
             stale: Seconds after `timeout` during which it is still served while one worker computes it anew, and
                 during which a computation that fails changes nothing.
             keep: Tells whether a computed value is to be stored.
+            carry: Makes of `compute` what does the same in another thread; called in the caller's, and only if the
+                value is to be computed in the background.
 
         Raises:
             Whatever `compute` raises, in the callers that waited for that computation too.
         """
-        job = _Job(self.name_of(key), compute, self._ttl(timeout), tuple(map(quote_tag, tags)), stale, keep)
+        job = _Job(self.name_of(key), compute, self._ttl(timeout), tuple(map(quote_tag, tags)), stale, keep, carry)
         near = self.near.get(job.name)
         if near is not None:
             self._counts["cache_near_hits"] += 1
@@ -277,6 +281,11 @@ class Cache:
             if job.name in self._refreshing:
                 return
             self._refreshing.add(job.name)
+        try:
+            job = replace(job, compute=job.carry(job.compute))
+        except BaseException:
+            self._refreshing.discard(job.name)
+            raise
         threading.Thread(target=self._refresh_now, args=(job, etag), name="sharedcluster-refresh", daemon=True).start()
 
     def _refresh_now(self, job: _Job, etag: str) -> None:

@@ -9,7 +9,7 @@ defaults applied, and every value is written with its type. What has no canonica
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -45,11 +45,16 @@ def call_key(
         UncacheableArgumentError: An argument has no canonical form.
         TypeError: The arguments do not fit the function.
     """
-    name, version, signature = _facts(inspect.unwrap(function))
-    bound = signature.bind(*args, **kwargs)
-    bound.apply_defaults()
+    name, version, signature, plain = _facts(function)
+    arguments: Iterable[tuple[str, Any]]
+    if not kwargs and len(args) == len(plain):
+        arguments = zip(plain, args, strict=True)
+    else:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = bound.arguments.items()
     digest = blake2b(digest_size=16)
-    for parameter, value in bound.arguments.items():
+    for parameter, value in arguments:
         if parameter in ignore:
             continue
         digest.update(f"{parameter}=".encode())
@@ -58,12 +63,19 @@ def call_key(
 
 
 @lru_cache(maxsize=4096)
-def _facts(function: Callable[..., Any]) -> tuple[str, str, inspect.Signature]:
+def _facts(function: Callable[..., Any]) -> tuple[str, str, inspect.Signature, tuple[str, ...]]:
+    function = inspect.unwrap(function)
     digest = blake2b(digest_size=6)
     code = getattr(function, "__code__", None)
     if isinstance(code, CodeType):
         _digest_code(digest, code)
-    return function_name(function), digest.hexdigest(), inspect.signature(function)
+    signature = inspect.signature(function)
+    # If all parameters may be given by place, and as many are given, nothing has to be bound.
+    by_place = [
+        p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    plain = tuple(by_place) if len(by_place) == len(signature.parameters) else ()
+    return function_name(function), digest.hexdigest(), signature, plain
 
 
 def _digest_code(digest: blake2b, code: CodeType) -> None:
