@@ -47,7 +47,7 @@ def call_key(
     """
     name, version, signature, plain = _facts(function)
     arguments: Iterable[tuple[str, Any]]
-    if not kwargs and len(args) == len(plain):
+    if plain is not None and not kwargs and len(args) == len(plain):
         arguments = zip(plain, args, strict=True)
     else:
         bound = signature.bind(*args, **kwargs)
@@ -63,18 +63,17 @@ def call_key(
 
 
 @lru_cache(maxsize=4096)
-def _facts(function: Callable[..., Any]) -> tuple[str, str, inspect.Signature, tuple[str, ...]]:
+def _facts(function: Callable[..., Any]) -> tuple[str, str, inspect.Signature, tuple[str, ...] | None]:
     function = inspect.unwrap(function)
     digest = blake2b(digest_size=6)
     code = getattr(function, "__code__", None)
     if isinstance(code, CodeType):
         _digest_code(digest, code)
     signature = inspect.signature(function)
-    # If all parameters may be given by place, and as many are given, nothing has to be bound.
-    by_place = [
-        p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    plain = tuple(by_place) if len(by_place) == len(signature.parameters) else ()
+    parameters = signature.parameters.values()
+    is_plain = all(each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) for each in parameters)
+    # If all may be given by place, and as many are given, nothing has to be bound.
+    plain = tuple(signature.parameters) if is_plain else None
     return function_name(function), digest.hexdigest(), signature, plain
 
 

@@ -146,3 +146,19 @@ def test_changed_code_has_another_key() -> None:
 
     two.__qualname__ = one.__qualname__
     assert call_key(one, (), {}) != call_key(two, (), {})
+
+
+def test_what_is_not_given_by_place_counts_too() -> None:
+    """A call without arguments is the same as one that gives the defaults, for names and for any number of places."""
+
+    def by_name(*, size: int = 1) -> None: ...
+
+    def any_number(*values: int, **named: int) -> None: ...
+
+    def both(first: int, *, size: int = 1) -> None: ...
+
+    assert call_key(by_name, (), {}) == call_key(by_name, (), {"size": 1})
+    assert call_key(by_name, (), {}) != call_key(by_name, (), {"size": 2})
+    assert call_key(any_number, (), {}) != call_key(any_number, (1,), {})
+    assert call_key(both, (1,), {}) == call_key(both, (1,), {"size": 1})
+    assert call_key(both, (1,), {}) == call_key(both, (), {"first": 1})
