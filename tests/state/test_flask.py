@@ -13,7 +13,7 @@ from typing import Any
 
 import flask
 import pytest
-from flask import Flask, session
+from flask import Flask, request, session
 from flask.testing import FlaskClient
 
 from sharedcluster import SharedCluster
@@ -486,6 +486,30 @@ def test_what_is_personal_is_never_answered_before_flask(cached_app: tuple[Flask
     client.get("/personal")
     client.get("/guarded", headers={"X-Token": "good"})
     assert hits(app) == before
+
+
+def test_a_page_computed_in_the_background_has_its_request(make_app: MakeApp) -> None:
+    """Past its time the old page is served, and another thread computes the new one from the request that came."""
+    app, shared = make_app()
+    made: list[tuple[str, int]] = []
+
+    @app.get("/asks/<name>")
+    @shared.cache.cached(0.3, stale=30)
+    def asks(name: str) -> str:
+        made.append((request.path, threading.get_ident()))
+        return f"{request.path} {request.headers.get('X-Who')} {len(made)}"
+
+    client = app.test_client()
+    assert client.get("/asks/you", headers={"X-Who": "first"}).text == "/asks/you first 1"
+    answers: list[str] = []
+
+    def is_new() -> bool:
+        answers.append(client.get("/asks/you", headers={"X-Who": "second"}).text)
+        return answers[-1] != "/asks/you first 1"
+
+    wait_until(is_new, "the page is computed anew")
+    assert answers[-1].startswith("/asks/you second ")
+    assert made[1][1] != threading.get_ident()
 
 
 def test_nobody_waits_for_a_personal_page_and_gets_it(make_app: MakeApp) -> None:
