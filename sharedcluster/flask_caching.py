@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlencode
 
 from flask import Flask, copy_current_request_context, current_app, has_request_context, request
-from flask import session as current_session
+from flask.globals import request_ctx
 from werkzeug.wrappers import Response
 
 from sharedcluster.errors import ConfigError
@@ -281,8 +281,8 @@ class _SessionWatch:
         return self._name in _TOLD
 
     def run(self, call: Callable[[], Any]) -> Any:
-        session: Any = current_session._get_current_object()  # type: ignore[attr-defined]
-        before = getattr(session, "accesses", 1) - 1  # this very look does not count
+        session = _unmarked_session()
+        before = session.accessed
         session.accessed = False
         try:
             return call()
@@ -296,7 +296,14 @@ class _SessionWatch:
                         " first. Give `cached` a make_cache_key that tells users apart.",
                         self._name,
                     )
-            session.accessed = session.accessed or before > 0
+            session.accessed = session.accessed or before
+
+
+def _unmarked_session() -> Any:
+    """The request's session, without this very look counting as one where Flask (3.1.3) has a place for it."""
+    context = request_ctx._get_current_object()  # type: ignore[attr-defined]
+    session = getattr(context, "_session", None)
+    return context.session if session is None else session
 
 
 _TOLD: set[str] = set()

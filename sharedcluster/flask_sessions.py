@@ -22,7 +22,7 @@ from sharedcluster.state.codec import Codec
 from sharedcluster.state.cookie import Cookie, CookieSigner
 from sharedcluster.state.primitives import Lock, LockLostError
 from sharedcluster.state.session import Session, SessionRecord
-from sharedcluster.state.sessions import CookieAction, SaveOutcome, SessionInfo, verify_first
+from sharedcluster.state.sessions import CookieAction, SaveOutcome, SessionInfo, SessionStore, verify_first
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -55,16 +55,7 @@ class SharedSession(Session, SessionMixin):
     """`flask.session`: Flask's own interface on a session that lives in Redis."""
 
     serial_lock: Lock | None = None
-    accesses = 0  # how often the request context has handed it out
-
-    @property
-    def accessed(self) -> bool:
-        """True if the request has looked at it; Flask then adds Vary: Cookie."""
-        return self.accesses > 0
-
-    @accessed.setter
-    def accessed(self, value: bool) -> None:
-        self.accesses = self.accesses + 1 if value else 0
+    accessed = False  # True if the request has looked at it; Flask then adds Vary: Cookie
 
     def end_serial(self) -> None:
         """Let the next request of this session in; see `Sessions.serialize`."""
@@ -80,41 +71,47 @@ class SharedSession(Session, SessionMixin):
 class _RequestSource:
     """A request's session source; finds Redis on first use, so that an application can be made where there is none."""
 
-    __slots__ = ("_app", "_environ", "_interface", "codec", "idle", "signer")
+    __slots__ = ("_app", "_environ", "_interface", "_key", "codec", "idle", "signer", "store")
 
     # Set by `fetch`, which comes before everything else.
     codec: Codec
     idle: float
     signer: CookieSigner
+    store: SessionStore
 
-    def __init__(self, interface: SharedSessionInterface, app: Flask, environ: WSGIEnvironment) -> None:
+    def __init__(self, interface: SharedSessionInterface, app: Flask, environ: WSGIEnvironment, key: Any) -> None:
         self._interface = interface
         self._app = app
         self._environ = environ
+        self._key = key
 
     def fetch(self, *, fresh: bool = False) -> tuple[Cookie | None, SessionRecord | None]:
         interface, app = self._interface, self._app
-        store = interface.own.state.sessions
-        self.codec, self.idle, self.signer = store.codec, interface.idle_of(app), interface.signer_of(app)
-        values = read_cookies(self._environ, app.config["SESSION_COOKIE_NAME"])
-        cookie = verify_first(self.signer, values)
+        self.store = store = interface.own.state.sessions
+        self.codec = store.codec
+        self.idle = idle = interface.idle_of(app)
+        self.signer = signer = interface.signer_of(app, self._key)
+        cookie = read_cookie(self._environ.get("HTTP_COOKIE", ""), app.config["SESSION_COOKIE_NAME"], signer)
         if cookie is None:
             return None, None
         try:
-            return cookie, store.load(cookie, self.idle, fresh=fresh)
+            return cookie, store.load(cookie, idle, fresh=fresh)
         except StateUnavailableError:
             if not interface.own.is_anonymous_without_redis:
                 raise
             return None, None
 
 
-def read_cookies(environ: WSGIEnvironment, name: str) -> list[str]:
-    """All values of a cookie; a fraction of what `request.cookies` costs, because ours need no unquoting."""
-    header, start = environ.get("HTTP_COOKIE", ""), f"{name}="
-    if ";" not in header and header.startswith(start):  # most clients have one cookie
-        return [header[len(start) :].strip()]
+def read_cookie(header: str, name: str, signer: CookieSigner) -> Cookie | None:
+    """The session's cookie out of a Cookie header: the first one of that name that is ours.
+
+    A fraction of what `request.cookies` costs, because ours need no unquoting.
+    """
+    start = name + "="
+    if header.startswith(start) and ";" not in header:  # most clients have one cookie
+        return signer.verify(header[len(start) :].strip())
     parts = [part.strip().partition("=") for part in header.split(";")]
-    return [value for key, _, value in parts if key == name]
+    return verify_first(signer, [value for key, _, value in parts if key == name])
 
 
 _cookie_facts = itemgetter(
@@ -147,16 +144,17 @@ class SharedSessionInterface(SessionInterface):
 
     def open_session(self, app: Flask, request: Request) -> SharedSession | None:
         """A session that is not loaded yet; None, as Flask wants it, without a SECRET_KEY."""
-        if not app.secret_key:
+        key = app.secret_key
+        if not key:
             if not self._has_told:
                 self._has_told = True
                 log.error("%s", NO_SECRET_KEY)
             return None
-        return self.session_class(_RequestSource(self, app, request.environ))
+        return self.session_class(_RequestSource(self, app, request.environ, key))
 
-    def signer_of(self, app: Flask) -> CookieSigner:
-        """The signer for the application's present keys."""
-        key, fallbacks = app.secret_key, app.config.get("SECRET_KEY_FALLBACKS")
+    def signer_of(self, app: Flask, key: Any) -> CookieSigner:
+        """The signer for the application's present keys, of which `key` is the first."""
+        fallbacks = app.config.get("SECRET_KEY_FALLBACKS")
         if self._signer is None or (key, fallbacks) != self._signer_keys:
             given = [each for each in (key, *(fallbacks or ())) if each]
             self._signer, self._signer_keys = CookieSigner(given), (key, fallbacks)
@@ -176,19 +174,17 @@ class SharedSessionInterface(SessionInterface):
         _vary_by_cookie(response)
         if not session._is_loaded:
             return
-        source = cast(_RequestSource, session._source)
+        source: Any = session._source
         try:
-            outcome = self.own.state.sessions.save(
-                session,
-                source.signer,
-                refresh=app.config["SESSION_REFRESH_EACH_REQUEST"],
-            )
+            refresh = app.config["SESSION_REFRESH_EACH_REQUEST"]
+            outcome = source.store.save(session, source.signer, refresh=refresh)
         except StateUnavailableError as error:
             if not self.own.is_anonymous_without_redis:
                 _become(response, answer_unavailable(error))
             return
         finally:
-            session.end_serial()
+            if session.serial_lock is not None:
+                session.end_serial()
         if outcome.action is not CookieAction.KEEP:
             response.headers.add("Set-Cookie", self._cookie_header(app, session, outcome))
 

@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from flask.sessions import SessionMixin
 
 
+_RECEIVERS_OF_THE_END = (
+    request_tearing_down.receivers,
+    appcontext_tearing_down.receivers,
+    appcontext_popped.receivers,
+)
+"""Who is connected now: a signal fills and empties one dict."""
+
+
 def context_maker(app: Flask) -> Callable[[WSGIEnvironment], RequestContext]:
     """`Flask.request_context` for one application."""
     named = {"rules": Rules(app.url_map), "__doc__": RequestContext.__doc__, "__module__": RequestContext.__module__}
@@ -42,10 +50,21 @@ class _Context(RequestContext):
         request: flask.Request | None = None,
         session: SessionMixin | None = None,
     ) -> None:
-        if request is None and app.request_class is flask.Request:
-            request = _make_request(environ)
-            request.json_module = app.json
-        super().__init__(app, environ, request, session)
+        if request is not None or app.request_class is not flask.Request:
+            super().__init__(app, environ, request, session)
+            return
+        self.app = app
+        self.request = request = _make_request(environ)
+        request.json_module = app.json
+        self.url_adapter = None
+        try:
+            self.url_adapter = app.create_url_adapter(request)
+        except HTTPException as error:
+            request.routing_exception = error
+        self.flashes = None
+        self._session = session
+        self._after_request_functions = []
+        self._cv_tokens = []
 
     def push(self) -> None:
         if _cv_app.get(None) is not None or appcontext_pushed.receivers:
@@ -74,16 +93,14 @@ class _Context(RequestContext):
         tokens = self._cv_tokens
         app_ctx = _cv_app.get(None)
         if (
-            len(tokens) == 1
-            and app_ctx is not None
+            app_ctx is not None
+            and len(tokens) == 1
             and tokens[0][1] is app_ctx
             and _cv_request.get(None) is self
             and not app.teardown_request_funcs
             and not app.teardown_appcontext_funcs
-            and not request_tearing_down.receivers
-            and not appcontext_tearing_down.receivers
-            and not appcontext_popped.receivers
-            and type(request).close is flask.Request.close
+            and not any(_RECEIVERS_OF_THE_END)
+            and (type(request) is flask.Request or type(request).close is flask.Request.close)
             and "files" not in vars(request)
         ):
             _cv_request.reset(tokens.pop()[0])
@@ -109,7 +126,9 @@ def _make_request(environ: WSGIEnvironment) -> flask.Request:
     request.root_path = ""
     request.path = "/" + path.lstrip("/")
     request.query_string = query.encode("latin1")
-    request.headers = EnvironHeaders(environ)
+    request.headers = headers = EnvironHeaders.__new__(EnvironHeaders)
+    headers._list = []
+    headers.environ = environ
     request.remote_addr = address
     request.environ = environ
     request.shallow = False

@@ -73,17 +73,13 @@ class UrlAdapters:
         told, like = known
         if told is not None:
             request.host = told  # as Flask itself does
-        return MapAdapter(
-            url_map,
-            like.server_name,
-            like.script_name,
-            like.subdomain,
-            like.url_scheme,
-            # PEP 3333: bytes that are written as Latin-1. Most are ASCII, which reads the same.
-            path if path.isascii() else path.encode("latin1").decode(errors="replace"),
-            method,
-            query if query.isascii() else query.encode("latin1").decode(errors="replace"),
-        )
+        adapter = MapAdapter.__new__(MapAdapter)
+        vars(adapter).update(vars(like))
+        # PEP 3333: bytes that are written as Latin-1. Most are ASCII, which reads the same.
+        adapter.path_info = path if path.isascii() else path.encode("latin1").decode(errors="replace")
+        adapter.default_method = method
+        adapter.query_args = query if query.isascii() else query.encode("latin1").decode(errors="replace")
+        return adapter
 
     def _remember(self, request: Request, facts: tuple[Any, ...]) -> MapAdapter | None:
         adapter = self._make(request)

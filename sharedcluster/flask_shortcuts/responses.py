@@ -7,9 +7,10 @@ line breaks again, in which nothing is changed, and an iterator around a body of
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from json import JSONEncoder
-from typing import TYPE_CHECKING, Any
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
 
 import flask
 from flask.json.provider import DefaultJSONProvider
@@ -20,17 +21,11 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
-class WholeBody:
+class WholeBody(list[bytes]):
     """A body that is there, and what is to be called when it has been sent (PEP 3333)."""
 
-    __slots__ = ("_pieces", "close")
-
-    def __init__(self, pieces: list[bytes], close: Callable[[], None]) -> None:
-        self._pieces = pieces
-        self.close = close
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._pieces)
+    __slots__ = ("close",)
+    close: Callable[[], None]
 
 
 class _AsFlaskResponse(type):
@@ -64,18 +59,15 @@ class Response(flask.Response, metaclass=_AsFlaskResponse):
     def get_wsgi_response(self, environ: WSGIEnvironment) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
         """What goes to the server: the body, the status, the headers. See `werkzeug.Response.get_wsgi_response`."""
         headers = self.headers
-        status = self.status_code
-        if type(self) is Response and type(headers) is Headers and 200 <= status != 204 and status != 304:
-            has_length = False
-            for name, _ in headers:
-                lower = name.lower()
-                if lower == "content-length":
-                    has_length = True
-                elif lower == "location" or lower == "content-location":
-                    break
-            else:
-                if has_length:
-                    return self._iterable(environ), self.status, headers.to_wsgi_list()
+        if type(self) is Response and type(headers) is Headers:
+            fields = headers.to_wsgi_list()
+            names = tuple(map(_name_of, fields))
+            has_all = _have_all.get(names)
+            if has_all is None:
+                has_all = _learn_names(names)
+            status = self.status_code
+            if has_all and 200 <= status != 204 and status != 304:
+                return self._iterable(environ), self.status, fields
         return super().get_wsgi_response(environ)
 
     def _iterable(self, environ: WSGIEnvironment) -> Iterable[bytes]:
@@ -87,7 +79,9 @@ class Response(flask.Response, metaclass=_AsFlaskResponse):
             and not self.direct_passthrough
             and environ["REQUEST_METHOD"] != "HEAD"
         ):
-            return WholeBody(pieces, self.close)
+            body = WholeBody(pieces)
+            body.close = self.close
+            return body
         return self.get_app_iter(environ)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -97,6 +91,23 @@ class Response(flask.Response, metaclass=_AsFlaskResponse):
         reduced: Any = super().__reduce_ex__(1)
         make, arguments, state = reduced
         return make, (flask.Response, *arguments[1:]), state
+
+
+_name_of: Callable[[tuple[str, str]], str] = itemgetter(0)
+_have_all: dict[tuple[str, ...], bool] = {}
+NAMES_LIMIT: Final = 1000
+NAMES_LENGTH_LIMIT: Final = 1000
+
+
+def _learn_names(names: tuple[str, ...]) -> bool:
+    """Whether Werkzeug would leave headers of these names as they are: it adds a length and makes locations whole."""
+    lower = {name.lower() for name in names}
+    has_all = "content-length" in lower and not lower & {"location", "content-location"}
+    if len(_have_all) >= NAMES_LIMIT:
+        _have_all.clear()
+    if sum(map(len, names)) <= NAMES_LENGTH_LIMIT:
+        _have_all[names] = has_all
+    return has_all
 
 
 def text_response(text: str, mimetype: str | None = None) -> Response:

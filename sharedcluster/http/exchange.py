@@ -20,7 +20,7 @@ from sharedcluster.http import policy
 from sharedcluster.http.access_log import request_id
 from sharedcluster.http.body import BodyError, BodyStream
 from sharedcluster.http.policy import Rule
-from sharedcluster.http.response import SERVER_ERROR, UNKNOWN_LENGTH, BadResponseError, ResponseHead, frame
+from sharedcluster.http.response import SERVER_ERROR, UNKNOWN_LENGTH, BadResponseError, ResponseHead, frame, reframe
 from sharedcluster.http.transport import ClientGone
 from sharedcluster.http.upgrade import UpgradeSocket
 
@@ -121,8 +121,7 @@ class Exchange:
             if type(result) is list and len(result) == 1 and self.response is None and not self.is_over:
                 body = result[0]
                 if not self._send_whole(body, len(body)):
-                    self._write(body)
-                    self._finish_body()
+                    self._send_alone(body)
             else:
                 self._send_and_close(result)
         except ClientGone:
@@ -179,10 +178,20 @@ class Exchange:
             self.connection.send_last(data)
         return True
 
+    def _send_alone(self, body: bytes) -> None:
+        """The only piece of a list, which is not as usual."""
+        self._write(body)
+        self._finish_body()
+
     def _send_and_close(self, result: Iterable[bytes]) -> None:
         """Any iterable; it is closed whatever happens."""
         try:
             if self.is_over:
+                return
+            if isinstance(result, list) and len(result) == 1 and self.response is None:
+                (body,) = result
+                if not self._send_whole(body, len(body)):
+                    self._send_alone(body)
                 return
             if type(result) is FileWrapper:
                 self._send_file(result)
@@ -232,7 +241,9 @@ class Exchange:
         source = (status, self._fields, standing, keep_alive, body_length)
         response = head.last.head
         if response is None or response.source != source:
-            response = frame(status, self._fields, standing, keep_alive, head.is_head, head.is_http10, body_length)
+            response = (response and reframe(response, source)) or frame(
+                status, self._fields, standing, keep_alive, head.is_head, head.is_http10, body_length
+            )
             response.source = (status, list(self._fields), standing, keep_alive, body_length)
             head.last.head = response
         self.response = response

@@ -61,9 +61,15 @@ class LastResponse:
 
 
 class Head:
-    """What the engine must know of a request: its environ (a template, to be copied) and its framing."""
+    """What the engine must know of a request: its environ (a template, to be copied) and its framing.
+
+    A head that differs from the one before only in its cookie shares the template: `cookie` then stands in for the
+    template's, and `around` is what stands before and behind the cookie in the bytes of both.
+    """
 
     __slots__ = (
+        "around",
+        "cookie",
         "environ",
         "expects_continue",
         "is_head",
@@ -84,11 +90,15 @@ class Head:
         self.expects_continue = False
         self.upgrade = False
         self.names_client = False
+        self.cookie: str | None = None
+        self.around: tuple[bytes, bytes] | None = None
         self.last = LastResponse()
 
     def environ_for(self, address: str, port: str) -> Environ:
         """The environ of one request, whose client is there ("", "" on a unix socket) unless a proxy has named it."""
         environ = self.environ.copy()
+        if self.cookie is not None:
+            environ["HTTP_COOKIE"] = self.cookie
         if not self.names_client:
             environ["REMOTE_ADDR"] = address
             if port:
@@ -187,6 +197,8 @@ class HeadReader:
         if target[:1] != "/" or not is_target(target) or "%" in target:
             return None
         environ = before.copy()
+        if last.cookie is not None:
+            environ["HTTP_COOKIE"] = last.cookie
         environ["REQUEST_METHOD"] = method
         environ["REQUEST_URI"] = environ["RAW_URI"] = target
         environ["PATH_INFO"], _, environ["QUERY_STRING"] = target.partition("?")
@@ -198,20 +210,32 @@ class HeadReader:
         So does a client whose session changes with each of its requests. Nothing but the environ's entry depends on
         that value. Returns None where the whole head must be judged.
         """
-        start = before.find(COOKIE) + len(COOKIE)
-        end = before.find(b"\r\n", start)
-        rest = before[end:]
-        value = data[start : len(data) - len(rest)]
-        if start < len(COOKIE) or not data.startswith(before[:start]) or not data.endswith(rest):
+        around = last.around or self._around_cookie(before, last)
+        if around is None:
             return None
+        start, rest = around
+        if not data.startswith(start) or not data.endswith(rest) or len(data) > self._limit_head:
+            return None
+        value = data[len(start) : -len(rest)]
+        # What the two have in common would leave nothing here if they overlapped.
         if COOKIE_VALUE.fullmatch(value) is None or len(COOKIE) + len(value) > self._limit_line:
             return None
-        # A second field would have been joined with the first.
-        if len(data) > self._limit_head or last.environ["HTTP_COOKIE"] != before[start:end].decode("latin-1"):
+        head = self._vary(last, last.environ)
+        head.cookie = value.decode("latin-1")
+        head.around = around
+        return head
+
+    @staticmethod
+    def _around_cookie(head: bytes, read: Head) -> tuple[bytes, bytes] | None:
+        """What stands before and behind the value of a head's only Cookie field; None if there is not one."""
+        start = head.find(COOKIE) + len(COOKIE)
+        if start < len(COOKIE):
             return None
-        environ = last.environ.copy()
-        environ["HTTP_COOKIE"] = value.decode("latin-1")
-        return self._vary(last, environ)
+        end = head.find(b"\r\n", start)
+        # A second field would have been joined with the first.
+        if read.environ["HTTP_COOKIE"] != head[start:end].decode("latin-1"):
+            return None
+        return head[:start], head[end:]
 
     def _vary(self, last: Head, environ: Environ) -> Head:
         """A head that is framed as `last` is."""

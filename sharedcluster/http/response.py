@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 
 from sharedcluster.errors import SharedClusterError
@@ -35,6 +35,9 @@ _fields: dict[tuple[str, str], str | int | Special] = {}
 
 UNKNOWN_LENGTH = -1
 
+Source = tuple[str, Sequence[tuple[str, str]], str, bool, int]
+"""What a head is made of: status, fields, the standing lines, whether the connection may live on, bytes of the body."""
+
 
 class BadResponseError(SharedClusterError):
     """The application broke PEP 3333 or tried to send what no response may hold."""
@@ -45,10 +48,11 @@ class ResponseHead:
 
     `length` is the number of body bytes that must follow, or UNKNOWN_LENGTH; `chunked` says how those are framed;
     `has_body` is false for HEAD, 1xx, 204 and 304; `kind` is the first digit of
-    `code`; `source` is what it was made of.
+    `code`; `source` is what it was made of; `around` stands before and behind the value of its last field in `data`,
+    once somebody has asked.
     """
 
-    __slots__ = ("chunked", "code", "data", "has_body", "keep_alive", "kind", "length", "source")
+    __slots__ = ("around", "chunked", "code", "data", "has_body", "keep_alive", "kind", "length", "source")
 
     def __init__(self, data: bytes, code: int, length: int, chunked: bool, has_body: bool, keep_alive: bool) -> None:
         self.data = data
@@ -58,7 +62,8 @@ class ResponseHead:
         self.chunked = chunked
         self.has_body = has_body
         self.keep_alive = keep_alive
-        self.source: tuple[object, ...] = ()
+        self.source: Source | None = None
+        self.around: tuple[bytes, bytes] | None = None
 
 
 class Special:
@@ -90,8 +95,7 @@ def learn_field(field: tuple[str, str]) -> str | int | Special:
     name, value = field
     if not isinstance(name, str) or NAME.fullmatch(name) is None:
         raise BadResponseError(f"field name {name!r} is no token")
-    if not isinstance(value, str) or VALUE.fullmatch(value) is None:
-        raise BadResponseError(f"the value of {name} holds what no field may hold: {value!r}")
+    check_value(name, value)
     kind = name.lower()
     entry: str | int | Special = f"{name}: {value}\r\n"
     if kind == "content-length":
@@ -107,6 +111,12 @@ def learn_field(field: tuple[str, str]) -> str | int | Special:
             _fields.clear()
         _fields[field] = entry
     return entry
+
+
+def check_value(name: str, value: str) -> None:
+    """Raises BadResponseError if a field of that name may not hold `value`."""
+    if not isinstance(value, str) or not ((value.isascii() and value.isprintable()) or VALUE.fullmatch(value)):
+        raise BadResponseError(f"the value of {name} holds what no field may hold: {value!r}")
 
 
 def frame(
@@ -176,6 +186,37 @@ def frame(
     else:
         text += "\r\n"
     return ResponseHead(text.encode("latin-1"), code, length, chunked, has_body, keep_alive)
+
+
+def reframe(last: ResponseHead, source: Source) -> ResponseHead | None:
+    """The head of `source` if that differs from the last one's only in the value of the last field, a Set-Cookie.
+
+    So it does for a client whose session changes with each request. Nothing in the framing depends on that value. None
+    where the whole head must be framed.
+
+    Raises:
+        BadResponseError: The value holds a byte no field may hold.
+    """
+    before, fields = last.source, source[1]
+    if before is None or type(fields) is not list or not fields:
+        return None
+    name, value = fields[-1]
+    if name != "Set-Cookie" or before[::2] != source[::2] or before[3] is not source[3]:
+        return None
+    known = before[1]
+    if len(known) != len(fields) or known[-1][0] != name or known[:-1] != fields[:-1]:
+        return None
+    check_value(name, value)
+    around = last.around
+    if around is None:
+        # The last of those lines, for there may be other cookies before it; what stands behind it is the server's own.
+        line = f"{name}: {known[-1][1]}\r\n".encode("latin-1")
+        at = last.data.rindex(line)
+        around = (last.data[: at + len(name) + 2], last.data[at + len(line) - 2 :])
+    data = b"".join((around[0], value.encode("latin-1"), around[1]))
+    head = ResponseHead(data, last.code, last.length, last.chunked, last.has_body, last.keep_alive)
+    head.around = around
+    return head
 
 
 def standing_fields(now: float, *, worker: str | None) -> str:

@@ -109,7 +109,7 @@ class SharedState:
         store = CacheStore(self.commit, cache_near, namespace, channel, codec, settings, self.counts)
         self.cache = Cache(store, settings, self.counts, self._keeper)
         self.broadcast = Broadcast(self.commit, self.subscriber, namespace, codec, settings, self.counts)
-        self.subscriber.listen(channel, self._hear_invalidation)
+        self.subscriber.listen(channel, self._hear_invalidations)
         for near in (self._session_near, cache_near, self._dict_near):
             self.subscriber.on_gap.append(near.forget)
         self.subscriber.on_gap.append(self._watchers.hear_gap)
@@ -226,23 +226,31 @@ class SharedState:
         latency = round(self.subscriber.latency * 1000, 3)
         return StateFacts(self.address.public, state, latency, self.subscriber.gaps, counts)
 
-    def _hear_invalidation(self, payload: bytes) -> None:
+    def _hear_invalidations(self, payloads: list[bytes]) -> None:
         """`kind mark name`: s session, c cached value, t tag, d dict, l lock; the mark is `-` for a deletion."""
-        kind, mark, raw = payload.split(b" ", 2)
-        name = raw.decode()
-        if mark == b"-":
-            mark = b""
-        if kind == b"s":
-            self._session_near.invalidate(name, mark)
-        elif kind == b"c":
-            self.cache.hear(name, mark)
-        elif kind == b"t":
-            self.cache.hear_tag(name)
-        elif kind == b"d":
-            self._dict_near.invalidate(name, mark)
-            self._watchers.hear(name)
-        elif kind == b"l":
-            self._locks.hear(name)
+        sessions: list[tuple[str, bytes]] = []
+        for payload in payloads:
+            try:
+                kind, mark, raw = payload.split(b" ", 2)
+                name = raw.decode()
+            except ValueError:
+                log.warning("somebody else publishes on the channel of invalidations; what is none is lost")
+                continue
+            if mark == b"-":
+                mark = b""
+            if kind == b"s":
+                sessions.append((name, mark))
+            elif kind == b"c":
+                self.cache.hear(name, mark)
+            elif kind == b"t":
+                self.cache.hear_tag(name)
+            elif kind == b"d":
+                self._dict_near.invalidate(name, mark)
+                self._watchers.hear(name)
+            elif kind == b"l":
+                self._locks.hear(name)
+        if sessions:  # every worker hears of every write of its site, so these go together
+            self._session_near.invalidate_many(sessions)
 
 
 def live_states() -> list[SharedState]:

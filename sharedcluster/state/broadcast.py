@@ -326,7 +326,7 @@ class Broadcast:
             if len(group) == 1:
                 self._subscriber.listen(
                     self._channel(channel),
-                    lambda payload: self._hear(channel, payload),
+                    lambda payloads: self._hear(channel, payloads),
                     # A message between asking for the channel and getting it would else be noticed with the next one.
                     lambda: self._note_gap(channel),
                 )
@@ -422,11 +422,18 @@ class Broadcast:
 
     # -- messages --------------------------------------------------------------------------------------------------
 
-    def _hear(self, channel: str, payload: bytes) -> None:
-        offset, epoch, raw = payload.split(b" ", 2)
-        message = Message(int(offset), "" if epoch == b"-" else epoch.decode(), raw)
-        for subscription in list(self._subscriptions.get(channel, ())):
-            subscription.offer(message)
+    def _hear(self, channel: str, payloads: list[bytes]) -> None:
+        for payload in payloads:
+            try:
+                offset, epoch, raw = payload.split(b" ", 2)
+                message = Message(int(offset), "" if epoch == b"-" else epoch.decode(), raw)
+            except ValueError:
+                log.warning(
+                    "channel %r: somebody else publishes there; what is not a message of ours is lost", channel
+                )
+                continue
+            for subscription in list(self._subscriptions.get(channel, ())):
+                subscription.offer(message)
 
     def _hear_gap(self) -> None:
         for channel in list(self._subscriptions):

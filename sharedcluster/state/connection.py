@@ -108,17 +108,17 @@ class CircuitBreaker:
 class _Ticket:
     """One caller's commands on their way: what to send, how many replies to expect, and what came of it."""
 
-    __slots__ = ("abandoned", "batch", "count", "data", "error", "lost", "parking", "replies")
+    # Most tickets never have another one of these.
+    replies: list[Any] | None = None
+    error = ""
+    lost = False  # the connection broke; sending again may help
+    abandoned = False
+    batch: list[_Ticket] | None = None  # set when the caller is to lead
+    parking: Parking  # set for those who wait
 
     def __init__(self, data: bytes, count: int) -> None:
         self.data = data
         self.count = count
-        self.replies: list[Any] | None = None
-        self.error: str = ""
-        self.lost = False  # the connection broke; sending again may help
-        self.abandoned = False
-        self.batch: list[_Ticket] | None = None  # set when the caller is to lead
-        self.parking: Parking  # set for those who wait
 
     def fail(self, error: str, *, lost: bool = False) -> None:
         self.error = error
@@ -279,8 +279,8 @@ class GroupCommit:
             self._fail_rest(batch, "the exchange was cut short", lost=True)
             raise
         finally:
-            for ticket in batch[1:]:
-                ticket.parking.unpark()
+            if len(batch) > 1:
+                self._runtime.unpark_all([ticket.parking for ticket in batch[1:]])
             self._pass_on()
 
     def _pass_on(self) -> None:
@@ -298,18 +298,19 @@ class GroupCommit:
     def _exchange_batch(self, batch: list[_Ticket]) -> None:
         wire = self._ready_wire()
         wire.send(batch[0].data if len(batch) == 1 else b"".join([ticket.data for ticket in batch]))
-        read = wire.read
-        for ticket in batch:
-            ticket.replies = [read()] if ticket.count == 1 else [read() for _ in range(ticket.count)]
-        self._used_at = time.monotonic()
-        self.exchanges += 1
-        self.breaker.note_success()
+        read, read_waiting = wire.read, wire.read_waiting
         must_reconnect = False
         for ticket in batch:
-            self.commands += ticket.count
-            assert ticket.replies is not None
-            if type(reply := ticket.replies[0]) is ReplyError and reply.code in RECONNECT_CODES:
+            first = read_waiting()
+            if first is Wire:
+                first = read()
+            ticket.replies = [first] if ticket.count == 1 else [first, *(read() for _ in range(ticket.count - 1))]
+            if type(first) is ReplyError and first.code in RECONNECT_CODES:
                 must_reconnect = True
+        self._used_at = time.monotonic()
+        self.exchanges += 1
+        self.commands += sum([ticket.count for ticket in batch])
+        self.breaker.note_success()
         if must_reconnect:
             self._drop_wire()
 

@@ -30,6 +30,7 @@ class Cookie:
     issued: int
     is_current: bool = True  # signed with the current key, not with a fallback
     _name: str = field(default="", compare=False, repr=False)
+    text: str = field(default="", compare=False, repr=False)  # as the client has it, once it was signed or verified
 
     @property
     def name(self) -> str:
@@ -65,10 +66,15 @@ class CookieSigner:
         # them saves the parsing, the signature and the hash, which together cost as much as the rest of a warm read.
         self._known: dict[str, Cookie] = {}
 
-    def sign(self, cookie: Cookie) -> str:
-        """The cookie's text."""
+    def sign(self, cookie: Cookie, replaces: Cookie | None = None) -> str:
+        """The cookie's text. The one that it replaces in its client's hands need not be known any longer.
+
+        Else a hundred clients that write would fill the memory here, and the CPU's caches, with ten thousand cookies.
+        """
         text = f"v1.{cookie.sid}.{cookie.version:x}.{cookie.issued:x}"
         value = f"{text}.{_signature(self._hashes[0], text)}"
+        if replaces is not None:
+            self._known.pop(replaces.text, None)
         self._remember(value, cookie)
         return value
 
@@ -90,6 +96,7 @@ class CookieSigner:
     def _remember(self, value: str, cookie: Cookie) -> None:
         if len(self._known) >= KNOWN_LIMIT:
             self._known.clear()
+        cookie.text = value
         self._known[value] = cookie
 
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from sharedcluster.state.runtime import THREADS, Runtime
@@ -134,25 +134,24 @@ class Near(Generic[V]):
             self._remove(name)
             if not begun or begun <= self._floor:
                 return None
-            last = self._recent.get(name)
-            if last is not None and last[0] >= begun and self._supersedes(last[1], mark):
+            told_at, told = self._recent.get(name, (0, b""))
+            if told_at >= begun and (told != mark or not mark) and self._supersedes(told, mark):
                 return None
             if tags and any(self._recent.get(f"t {tag}", (0, b""))[0] >= begun for tag in tags):
                 return None
-            entry = self._entries[name] = NearEntry(value, mark, expires_at, size, tags)
+            entries = self._entries
+            entry = entries[name] = NearEntry(value, mark, expires_at, size, tags)
             self._size += size
             for tag in tags:
                 self._tagged.setdefault(tag, set()).add(name)
-            while self._size > self._size_limit or len(self._entries) > self._entry_limit:
-                self._remove(next(iter(self._entries)))
+            while self._size > self._size_limit or len(entries) > self._entry_limit:
+                self._remove(next(iter(entries)))
             return entry
 
     def _supersedes(self, told: bytes, mark: bytes) -> bool:
-        """Whether a message with the mark `told` makes what carries `mark` out of date."""
-        if not told or not mark:
+        """Whether a message with the mark `told` makes what carries another `mark`, or none, out of date."""
+        if not told or not mark or not self._is_ordered:
             return True
-        if told == mark or not self._is_ordered:
-            return told != mark
         # Decimal numbers without leading zeros, which compare like this without being read.
         return told > mark if len(told) == len(mark) else len(told) > len(mark)
 
@@ -165,17 +164,26 @@ class Near(Generic[V]):
 
     def invalidate(self, name: str, mark: bytes = b"") -> None:
         """Somebody wrote this name; `mark` is what they wrote it with, empty for a deletion."""
+        self.invalidate_many(((name, mark),))
+
+    def invalidate_many(self, told: Iterable[tuple[str, bytes]]) -> None:
+        """As `invalidate`, for names and marks that were heard of together, in their order."""
         with self._lock:
-            self._note(name, mark)
-            entry = self._entries.get(name)
-            # An own write comes back with the mark it is kept under.
-            if entry is not None and (not mark or mark != entry.mark) and self._supersedes(mark, entry.mark):
-                self._remove(name)
+            entries, recent = self._entries, self._recent
+            for name, mark in told:
+                if len(recent) >= RECENT_LIMIT:
+                    self._make_room()
+                recent[name] = (self._tick, mark)
+                self._tick += 1
+                entry = entries.get(name)
+                # An own write comes back with the mark it is kept under.
+                if entry is not None and (mark != entry.mark or not mark) and self._supersedes(mark, entry.mark):
+                    self._remove(name)
 
     def invalidate_tag(self, tag: str) -> None:
         """Everything with this tag is out of date."""
+        self.invalidate(f"t {tag}")
         with self._lock:
-            self._note(f"t {tag}", b"")
             for name in list(self._tagged.get(tag, ())):
                 self._remove(name)
 
@@ -194,12 +202,10 @@ class Near(Generic[V]):
         with self._lock:
             self._remove(name)
 
-    def _note(self, name: str, mark: bytes) -> None:
-        if len(self._recent) >= RECENT_LIMIT:
-            self._recent.clear()
-            self._floor = self._tick
-            self._tick += 1
-        self._recent[name] = (self._tick, mark)
+    def _make_room(self) -> None:
+        """What is remembered of invalidations is bounded: no fill that began before now is accepted."""
+        self._recent.clear()
+        self._floor = self._tick
         self._tick += 1
 
     def _remove(self, name: str) -> None:

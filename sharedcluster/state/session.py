@@ -7,6 +7,7 @@ looked at is encoded again at the end and compared with the bytes it came from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, Protocol
 
 from sharedcluster.state.codec import Codec, CodecError
@@ -40,8 +41,10 @@ class SessionDelta(NamedTuple):
     written: Mapping[str, bytes]
     removed: tuple[str, ...]
 
-    def __bool__(self) -> bool:
-        return bool(self.written or self.removed)
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was changed."""
+        return not (self.written or self.removed)
 
 
 class SessionSource(Protocol):
@@ -82,7 +85,7 @@ class Session(MutableMapping[str, Any]):
     _stored: Mapping[str, bytes]  # what was loaded; never changed
     _values: dict[str, Any]  # what was decoded or set
     _written: set[str]
-    _removed: set[str]
+    _removed: AbstractSet[str] = frozenset()
 
     def __init__(self, source: SessionSource) -> None:
         self._source = source
@@ -162,14 +165,15 @@ class Session(MutableMapping[str, Any]):
             self._load()
         self._values[key] = value
         self._written.add(key)
-        self._removed.discard(key)
+        if key in self._removed:
+            self._removed -= {key}
 
     def __delitem__(self, key: str) -> None:
         if key not in self:
             raise KeyError(key)
         self._values.pop(key, None)
         self._written.discard(key)
-        self._removed.add(key)
+        self._removed |= {key}
 
     def __contains__(self, key: object) -> bool:
         self._load()
@@ -192,7 +196,7 @@ class Session(MutableMapping[str, Any]):
         self._stored = {}
         self._values.clear()
         self._written.clear()
-        self._removed.clear()
+        self._removed = frozenset()
 
     def copy(self) -> dict[str, Any]:
         """A plain dict of everything in it."""
@@ -206,12 +210,15 @@ class Session(MutableMapping[str, Any]):
     def _load(self) -> None:
         if self._is_loaded:
             return
-        self._cookie, self._record = self._source.fetch()
-        if self._record is ENDED:
-            self._has_ended, self._record = True, None
-        self._codec = self._source.codec
-        self._stored = self._record.fields if self._record is not None else {}
-        self._values, self._written, self._removed = {}, set(), set()
+        source = self._source
+        self._cookie, record = source.fetch()
+        if record is ENDED:
+            self._has_ended, record = True, None
+        self._record = record
+        self._codec = source.codec
+        self._stored = record.fields if record is not None else {}
+        self._values = {}
+        self._written = set()
         self._is_loaded = self.accessed = True
 
     @property
@@ -235,12 +242,14 @@ class Session(MutableMapping[str, Any]):
             CodecError: A value cannot be stored; the message names its key.
         """
         written: dict[str, bytes] = {}
+        touched, stored = self._written, self._stored
         for key, value in self._values.items():
-            if key in self._written or type(value) not in _IMMUTABLE:
+            if key in touched or type(value) not in _IMMUTABLE:
                 raw = self._encode(key, value)
-                if raw != self._stored.get(key):
+                if raw != stored.get(key):
                     written[key] = raw
-        return SessionDelta(written, tuple(key for key in self._removed if key in self._stored))
+        removed = self._removed
+        return SessionDelta(written, tuple([key for key in removed if key in stored]) if removed else ())
 
     def _encode(self, key: str, value: Any) -> bytes:
         try:

@@ -190,7 +190,7 @@ class SessionStore:
         delta = session.delta()
         if session._was_cleared or session._record is None:
             return self._replace(session, delta, signer)
-        if delta or session._wants_rotation or session._wanted_user is not None:
+        if delta.written or delta.removed or session._wants_rotation or session._wanted_user is not None:
             return self._update(session, delta, signer)
         return self._refresh(session, signer, refresh)
 
@@ -199,7 +199,7 @@ class SessionStore:
         means_a_new_one = session._was_cleared or session._wants_rotation or session._wanted_user is not None
         if session._has_ended and not means_a_new_one:
             # It raced with a login that rotated the id: a session of its own would push the new cookie out.
-            self._counts["session_late_writes"] += bool(delta)
+            self._counts["session_late_writes"] += not delta.is_empty
             return _KEEP
         ending: list[Command | PackedScript] = []
         if session._was_cleared and session._cookie is not None:
@@ -292,7 +292,7 @@ class SessionStore:
         return self._set_cookie(cookie, version, signer)
 
     def _set_cookie(self, cookie: Cookie, version: int, signer: CookieSigner) -> SaveOutcome:
-        return SaveOutcome(CookieAction.SET, signer.sign(cookie.renewed(version, _now_ms())))
+        return SaveOutcome(CookieAction.SET, signer.sign(cookie.renewed(version, _now_ms()), replaces=cookie))
 
     def _save_command(
         self,
@@ -304,46 +304,56 @@ class SessionStore:
         creates: bool = False,
         merges: bool = False,
     ) -> PackedScript:
-        self._check_size(session, delta)
-        raw_name, new_name = name.encode(), target.encode() if target != name else b""
-        args = [
-            raw_name,
-            new_name,
-            b"0" if creates or session._record is None else str(session._record.version).encode(),
-            (session._wanted_user or "").encode(),
-            str(len(delta.written)).encode(),
-        ]
-        for key, raw in delta.written.items():
-            args += (_stored_name(key).encode(), session._stored.get(key, b"") if merges else b"", raw)
-        args += [_stored_name(key).encode() for key in delta.removed]
-        prefix = self._raw_prefix
-        keys = [prefix + raw_name, prefix + new_name] if new_name else [prefix + raw_name]
-        return self._save_packer(creates, session.idle, merges).pack(keys, args)
+        written = delta.written
+        self._check_size(session, written)
+        raw_name, record = name.encode(), session._record
+        keys = [self._raw_prefix + raw_name]
+        new_name = user = b""
+        if target != name:
+            new_name = target.encode()
+            keys.append(self._raw_prefix + new_name)
+        if session._wanted_user:
+            user = session._wanted_user.encode()
+        version = b"0" if creates or record is None else b"%d" % record.version
+        args = [raw_name, version, b"%d" % len(written)]
+        for key, raw in written.items():
+            args += (_stored_name(key), session._stored.get(key, b"") if merges else b"", raw)
+        if delta.removed:
+            args += map(_stored_name, delta.removed)
+        return self._save_packer(creates, session.idle, merges, new_name, user).pack(keys, args)
 
-    def _save_packer(self, creates: bool, idle: float, merges: bool) -> ScriptPacker:
+    def _save_packer(self, creates: bool, idle: float, merges: bool, new_name: bytes, user: bytes) -> ScriptPacker:
         kind = (creates, idle, merges)
-        packer = self._packers.get(kind)
+        packer = None if new_name or user else self._packers.get(kind)
         if packer is None:
-            if len(self._packers) >= PACKERS_LIMIT:  # an application that changes its idle time all the time
-                self._packers.clear()
-            create, merge = b"%d" % creates, b"%d" % merges
-            idle_ms, absolute_ms = b"%d" % (idle * 1000), b"%d" % self._absolute_ms
-            constants = (create, idle_ms, absolute_ms, self._channel.encode(), self._user_prefix.encode(), merge)
-            packer = self._packers[kind] = ScriptPacker("session_save", constants)
+            constants = (
+                b"%d" % creates,
+                b"%d" % (idle * 1000),
+                b"%d" % self._absolute_ms,
+                self._channel.encode(),
+                self._user_prefix.encode(),
+                b"%d" % merges,
+                new_name,
+                user,
+            )
+            packer = ScriptPacker("session_save", constants)
+            if not new_name and not user:  # as it is but for a login
+                if len(self._packers) >= PACKERS_LIMIT:  # an application that changes its idle time all the time
+                    self._packers.clear()
+                self._packers[kind] = packer
         return packer
 
-    def _check_size(self, session: Session, delta: SessionDelta) -> None:
+    def _check_size(self, session: Session, written: Mapping[str, bytes]) -> None:
         field_limit, limit = self._settings.session_field_limit, self._settings.session_limit
-        sizes = [*map(len, delta.written.values())]
+        added = sum(map(len, written.values()))
         record = session._record
-        if record is not None and record.fields is session._stored:  # as it was loaded, so its size is known
-            total = record.size + sum(sizes)
-            if total <= limit and (not sizes or max(sizes) <= field_limit):
-                return
-        total = sum(map(len, session._stored.values())) + sum(sizes)
-        if total <= limit and (not sizes or max(sizes) <= field_limit):
+        # As it was loaded, so its size is known, which is never less than that of its values.
+        if record is not None and record.fields is session._stored and added <= min(field_limit, limit - record.size):
             return
-        for key, raw in delta.written.items():
+        total = sum(map(len, session._stored.values())) + added
+        if total <= limit and max(map(len, written.values()), default=0) <= field_limit:
+            return
+        for key, raw in written.items():
             if len(raw) > field_limit:
                 raise SessionTooLargeError(
                     f"session[{key!r}] is {len(raw)} bytes, more than SHAREDCLUSTER_SESSION_FIELD_LIMIT"
@@ -444,5 +454,6 @@ def _size_of(fields: Mapping[str, bytes]) -> int:
     return 200 + 100 * len(fields) + sum(map(len, fields.values()))
 
 
-def _stored_name(key: str) -> str:
-    return "@" + key if key.startswith("@") else key
+def _stored_name(key: str) -> bytes:
+    """A user's name that looks like one of ours is stored with another @ before it; see `_parse`."""
+    return (f"@{key}" if key[:1] == "@" else key).encode()

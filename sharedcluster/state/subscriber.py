@@ -11,7 +11,9 @@ Laws
    delivered here too. A health check by PING would prove less: a demoted server still answers PING.
 4. Without proof for `trust_timeout` seconds the near caches are bypassed and this connection is replaced, also if the
    socket still looks alive (half-open link, stopped server, subscriber on a server that was demoted).
-5. Handlers run in this thread and must neither block nor raise; what takes time belongs into a queue.
+5. Handlers run in this thread and must neither block nor raise; what takes time belongs into a queue. They are given
+   what came together on their channel, in its order; messages of several channels are handed over in the order in
+   which they came. A handler that raises has missed something, which is a gap.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from sharedcluster.state.wire import Address, ReplyError, Wire, pack
 
 log = logging.getLogger("sharedcluster.state")
 
-Handler = Callable[[bytes], None]
+Handler = Callable[[list[bytes]], None]
 
 
 class _GapError(Exception):
@@ -86,7 +88,7 @@ class Subscriber:
         return time.monotonic() - self.proven_at < self._trust_timeout
 
     def listen(self, channel: str, handler: Handler, on_confirmed: Callable[[], None] | None = None) -> None:
-        """Call `handler` with the payload of each message on this channel; one handler per channel.
+        """Call `handler` with the payloads of the messages on this channel; one handler per channel.
 
         `on_confirmed` is called whenever Redis confirms the channel: from then on nothing is missed, but something may
         have been before.
@@ -148,8 +150,8 @@ class Subscriber:
                     self._commit.call("PING", idempotent=True)
             self._stop.wait(pause * random.uniform(0.8, 1.0))
 
-    def _hear_heartbeat(self, payload: bytes) -> None:
-        sent_at = float(payload)
+    def _hear_heartbeat(self, payloads: list[bytes]) -> None:
+        sent_at = float(payloads[-1])
         self.latency = time.monotonic() - sent_at
         self.proven_at = max(self.proven_at, sent_at)
 
@@ -202,7 +204,10 @@ class Subscriber:
                 self._check_proof()
                 continue
             while reply is not Wire:  # what came together is handled together
-                self._handle(reply, confirmed)
+                if type(reply) is list and reply[0] == b"message":
+                    reply = self._hear(wire, reply[1], reply[2])
+                    continue
+                self._note_answer(reply, confirmed)
                 if awaited and awaited <= confirmed | (awaited - self._handlers.keys()):
                     awaited = set()
                     self._note_connection()
@@ -225,19 +230,28 @@ class Subscriber:
         if time.monotonic() - last > self._settings.trust_timeout:
             raise _GapError("no heartbeat came back")
 
-    def _handle(self, reply: Any, confirmed: set[bytes]) -> None:
+    def _hear(self, wire: Wire, channel: bytes, payload: bytes) -> Any:
+        """Hand over a message, and those of its channel that came right behind it. Returns what came behind those."""
+        payloads = [payload]
+        read = wire.read_waiting
+        while type(reply := read()) is list and reply[1] == channel and reply[0] == b"message":
+            payloads.append(reply[2])
+        self.messages += len(payloads)
+        handler = self._handlers.get(channel)
+        if handler is not None:
+            try:
+                handler(payloads)
+            except Exception:
+                log.exception("[BUG] a handler of channel %r failed", channel)
+                self._tell_gap()
+        return reply
+
+    def _note_answer(self, reply: Any, confirmed: set[bytes]) -> None:
+        """Redis has confirmed that it listens for us on a channel, or no longer does."""
         if type(reply) is ReplyError:
             raise reply
         kind, channel = reply[0], reply[1]
-        if kind == b"message":
-            self.messages += 1
-            handler = self._handlers.get(channel)
-            if handler is not None:
-                try:
-                    handler(reply[2])
-                except Exception:
-                    log.exception("a handler of channel %r failed", channel)
-        elif kind == b"subscribe":
+        if kind == b"subscribe":
             if channel in confirmed:
                 self._tell_gap()
             confirmed.add(channel)

@@ -7,7 +7,7 @@ commands of a worker; `subscriber`, for what is published).
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import chain, repeat
 from typing import Any
 
@@ -142,6 +142,8 @@ class Wire:
         self._socket: socket.socket = self._connection._sock  # type: ignore[assignment]  # connected: it has one
         self._line = runtime.make_line(self._socket)
         self._reader = hiredis.Reader(replyError=ReplyError, notEnoughData=Wire)
+        self.read_waiting: Callable[[], Any] = self._reader.gets
+        """The next reply of those that have arrived with an earlier one, without asking the socket; else `Wire`."""
         self._buffer = bytearray(65536)
         self._view = memoryview(self._buffer)
 
@@ -155,16 +157,12 @@ class Wire:
 
     def read(self) -> Any:
         """The next reply; an error reply is returned, not raised."""
-        while (reply := self._reader.gets()) is Wire:
+        while (reply := self.read_waiting()) is Wire:
             count = self._line.recv_into(self._buffer)
             if not count:
                 raise ConnectionResetError("Redis closed the connection")
             self._reader.feed(self._buffer, 0, count)  # type: ignore[arg-type]  # any buffer will do
         return reply
-
-    def read_waiting(self) -> Any:
-        """The next reply of those that have arrived with an earlier one, without asking the socket; else `Wire`."""
-        return self._reader.gets()
 
     def is_stale(self) -> bool:
         """True if the other side has closed it, or has sent what nobody asked for."""

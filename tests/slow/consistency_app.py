@@ -151,13 +151,15 @@ def make_readers_slow() -> None:
 
 def lose_invalidations(part: float) -> None:
     """Let this share of the messages about written sessions go unheard."""
-    original = SharedState._hear_invalidation
+    original = SharedState._hear_invalidations
 
-    def hear(state: SharedState, payload: bytes) -> None:
-        if payload[:2] != b"s " or payload[2:3] == b"-" or random.random() >= part:
-            original(state, payload)
+    def is_heard(payload: bytes) -> bool:
+        return payload[:2] != b"s " or payload[2:3] == b"-" or random.random() >= part
 
-    SharedState._hear_invalidation = hear  # type: ignore[method-assign, assignment]
+    def hear(state: SharedState, payloads: list[bytes]) -> None:
+        original(state, [*filter(is_heard, payloads)])
+
+    SharedState._hear_invalidations = hear  # type: ignore[method-assign, assignment]
 
 
 # -- guards, to be switched off --------------------------------------------------------------------------------------
@@ -190,7 +192,7 @@ def without_delta() -> None:
 
     def delta(each: Session) -> SessionDelta:
         changes = original(each)
-        return SessionDelta({**each._stored, **changes.written}, changes.removed) if changes else changes
+        return SessionDelta({**each._stored, **changes.written}, changes.removed) if not changes.is_empty else changes
 
     Session.delta = delta  # type: ignore[method-assign, assignment]
 

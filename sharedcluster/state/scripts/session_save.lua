@@ -1,8 +1,8 @@
 -- Write the changed fields of one session, and nothing else of it; never bring back one that is gone.
 -- KEYS: session [, its new name when the id is rotated]
--- ARGV: create 0|1, idle_ms, absolute_ms (0: none), channel, prefix of user indexes, merge 0|1 (so far the same for
---       most writes, so the caller keeps them packed), name, new name ('': keep), base version,
---       user to bind ('': none), number of fields n, n * (field, base value, value), fields to remove...
+-- ARGV: create 0|1, idle_ms, absolute_ms (0: none), channel, prefix of user indexes, merge 0|1, new name ('': keep),
+--       user to bind ('': none) (so far the same for most writes, so the caller keeps them packed), name, base version,
+--       number of fields n, n * (field, base value, value), fields to remove...
 -- Returns {1, version, previous version [, all fields if somebody else has written since base]}, {0} when the session
 -- is gone, or {2, field, stored value, ...} when `merge` is on and a field is not what the writer saw.
 local key = KEYS[1]
@@ -40,9 +40,9 @@ if not exists then
     redis.call('HSET', key, '@x', deadline)
   end
 end
-if ARGV[10] ~= '' then
-  if user and user ~= ARGV[10] then redis.call('ZREM', ARGV[5] .. user, ARGV[7]) end
-  user = ARGV[10]
+if ARGV[8] ~= '' then
+  if user and user ~= ARGV[8] then redis.call('ZREM', ARGV[5] .. user, ARGV[9]) end
+  user = ARGV[8]
   redis.call('HSET', key, '@u', user)
 end
 redis.call('HSET', key, '@v', version)
@@ -53,20 +53,20 @@ ttl = math.max(ttl, 1)
 redis.call('PEXPIRE', key, string.format('%.0f', ttl))
 
 local reply = {1, version, previous}
-if previous ~= ARGV[9] then reply[4] = redis.call('HGETALL', key) end
-local name = ARGV[7]
-if ARGV[8] ~= '' then
-  name = ARGV[8]
+if previous ~= ARGV[10] then reply[4] = redis.call('HGETALL', key) end
+local name = ARGV[9]
+if ARGV[7] ~= '' then
+  name = ARGV[7]
   redis.call('RENAME', key, KEYS[2])
   -- For a moment the old id is known to have ended: a request that was on its way with it must not begin a session of
   -- its own, whose cookie would replace the new one in the browser.
   redis.call('HSET', key, '@t', '1')
   redis.call('PEXPIRE', key, 10000)
-  redis.call('PUBLISH', ARGV[4], 's - ' .. ARGV[7])
+  redis.call('PUBLISH', ARGV[4], 's - ' .. ARGV[9])
 end
 if user then
   local index = ARGV[5] .. user
-  if name ~= ARGV[7] then redis.call('ZREM', index, ARGV[7]) end
+  if name ~= ARGV[9] then redis.call('ZREM', index, ARGV[9]) end
   redis.call('ZREMRANGEBYSCORE', index, '-inf', string.format('%.0f', now_ms))
   redis.call('ZADD', index, string.format('%.0f', now_ms + ttl), name)
   redis.call('PEXPIRE', index, string.format('%.0f', math.max(ttl, redis.call('PTTL', index))))
