@@ -225,11 +225,14 @@ class SharedSessionInterface(SessionInterface):
 
 def _vary_by_cookie(response: Response) -> None:
     # `in` would raise and catch an HTTP exception inside Werkzeug, with every request that looks at its session.
-    for name, _ in response.headers:
-        if name.lower() == "vary":
-            response.vary.add("Cookie")
-            return
-    response.headers.add("Vary", "Cookie")
+    headers = response.headers
+    if "vary" in map(str.lower, map(_first, headers)):
+        response.vary.add("Cookie")
+    else:
+        headers.add("Vary", "Cookie")
+
+
+_first: Callable[[tuple[str, str]], str] = itemgetter(0)
 
 
 def _become(response: Response, other: Response) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import flask
 from flask import Flask
-from flask.ctx import RequestContext, _sentinel
+from flask.ctx import AppContext, RequestContext, _sentinel
 from flask.globals import _cv_app, _cv_request
 from flask.signals import appcontext_popped, appcontext_pushed, appcontext_tearing_down, request_tearing_down
 from werkzeug.datastructures import EnvironHeaders
@@ -70,23 +71,20 @@ class _Context(RequestContext):
         if _cv_app.get(None) is not None or appcontext_pushed.receivers:
             super().push()
             return
-        app = self.app
-        app_ctx = app.app_context()
+        app, request = self.app, self.request
+        app_ctx = _make_app_context(app)
         app_ctx._cv_tokens.append(_cv_app.set(app_ctx))
         self._cv_tokens.append((_cv_request.set(self), app_ctx))
         if self._session is None:
             interface = app.session_interface
-            session = interface.open_session(app, self.request)
+            session = interface.open_session(app, request)
             self._session = interface.make_null_session(app) if session is None else session
-        if self.url_adapter is not None:
-            self.match_request()
-
-    def match_request(self) -> None:
-        request = self.request
-        try:
-            request.url_rule, request.view_args = self.rules.match(self.url_adapter)  # type: ignore[arg-type]
-        except HTTPException as error:
-            request.routing_exception = error
+        adapter = self.url_adapter
+        if adapter is not None:
+            try:
+                request.url_rule, request.view_args = self.rules.match(adapter)
+            except HTTPException as error:
+                request.routing_exception = error
 
     def pop(self, exc: Any = _sentinel) -> None:
         app, request = self.app, self.request
@@ -110,11 +108,32 @@ class _Context(RequestContext):
             super().pop(exc)
 
 
+def _make_app_context(app: Flask) -> AppContext:
+    """What `app.app_context()` makes."""
+    context = AppContext.__new__(AppContext)
+    context.app = app
+    context.url_adapter = None if app.config["SERVER_NAME"] is None else app.create_url_adapter(None)
+    context.g = app.app_ctx_globals_class()
+    context._cv_tokens = []
+    return context
+
+
+_taken_from = itemgetter(
+    "PATH_INFO",
+    "SCRIPT_NAME",
+    "QUERY_STRING",
+    "REQUEST_METHOD",
+    "wsgi.url_scheme",
+    "REMOTE_ADDR",
+    "SERVER_NAME",
+    "SERVER_PORT",
+)
+
+
 def _make_request(environ: WSGIEnvironment) -> flask.Request:
     """What `flask.Request(environ)` makes, made at once from what is usual."""
     try:
-        path, root, query = environ["PATH_INFO"], environ["SCRIPT_NAME"], environ["QUERY_STRING"]
-        method, scheme, address = environ["REQUEST_METHOD"], environ["wsgi.url_scheme"], environ["REMOTE_ADDR"]
+        path, root, query, method, scheme, address, name, port = _taken_from(environ)
     except KeyError:
         return flask.Request(environ)
     if not path.isascii() or root:
@@ -122,7 +141,7 @@ def _make_request(environ: WSGIEnvironment) -> flask.Request:
     request = flask.Request.__new__(flask.Request)
     request.method = method.upper()
     request.scheme = scheme
-    request.server = _get_server(environ)
+    request.server = _server_of(name, port)
     request.root_path = ""
     request.path = "/" + path.lstrip("/")
     request.query_string = query.encode("latin1")
@@ -134,3 +153,8 @@ def _make_request(environ: WSGIEnvironment) -> flask.Request:
     request.shallow = False
     environ["werkzeug.request"] = request
     return request
+
+
+@functools.lru_cache(16)
+def _server_of(name: str, port: str) -> tuple[str, int | None] | None:
+    return _get_server({"SERVER_NAME": name, "SERVER_PORT": port})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import FunctionType
+from typing import Any, Final
 
 import flask
 from flask import Flask
@@ -11,12 +12,15 @@ from flask.signals import request_finished, request_started
 
 from sharedcluster.flask_shortcuts.responses import Response, json_response, text_response
 
+VIEWS_LIMIT: Final = 1000
+
 
 class Dispatch:
     """`Flask.full_dispatch_request` of one application."""
 
     def __init__(self, app: Flask) -> None:
         self._app = app
+        self._plain_views: set[Any] = set()
 
     def __call__(self) -> flask.Response:
         """The response to the request whose context has been pushed. Raises what Flask raises."""
@@ -34,16 +38,19 @@ class Dispatch:
                 if rule is None or request.routing_exception is not None or request.method == "OPTIONS":
                     answer = app.dispatch_request()
                 else:
-                    view = app.ensure_sync(app.view_functions[rule.endpoint])
+                    view = app.view_functions[rule.endpoint]
+                    if type(view) is not FunctionType or view not in self._plain_views:
+                        view = self._ensure_sync(view)
                     answer = view(**request.view_args)  # type: ignore[arg-type]
         except Exception as error:
             answer = app.handle_user_exception(error)
 
         response: flask.Response | None = None
         if app.response_class is Response:
-            if type(answer) is str:
+            kind = type(answer)
+            if kind is str:
                 response = text_response(answer)
-            elif type(answer) is dict or type(answer) is list:
+            elif kind is dict or kind is list:
                 response = json_response(app.json, app.debug, answer)
         if response is None:
             response = app.make_response(answer)
@@ -57,3 +64,10 @@ class Dispatch:
         if request_finished.receivers:
             request_finished.send(app, _async_wrapper=app.ensure_sync, response=response)
         return response
+
+    def _ensure_sync(self, view: Any) -> Any:
+        """What runs a view, remembered if that is the view itself. An application has few, and keeps them."""
+        ensured = self._app.ensure_sync(view)
+        if ensured is view and type(view) is FunctionType and len(self._plain_views) < VIEWS_LIMIT:
+            self._plain_views.add(view)
+        return ensured

@@ -49,6 +49,8 @@ class UrlAdapters:
         if TELLS_TRUSTED_HOSTS and config["TRUSTED_HOSTS"] is not None:
             request.trusted_hosts = config["TRUSTED_HOSTS"]
         trusted: Any = request.trusted_hosts  # a list, or what else Werkzeug takes
+        if trusted is not None and not isinstance(trusted, str):
+            trusted = tuple(trusted)
         try:
             host, scheme, root, name, port, path, query, method = _taken_from(environ)
         except KeyError:  # HTTP/1.0 without a Host, or a server that leaves out what may be
@@ -62,7 +64,7 @@ class UrlAdapters:
             name,
             port,
             config["SERVER_NAME"],
-            trusted if trusted is None or isinstance(trusted, str) else tuple(trusted),
+            trusted,
             app.subdomain_matching,
             url_map.host_matching,
             url_map.default_subdomain,
@@ -72,7 +74,7 @@ class UrlAdapters:
             return self._remember(request, facts)
         told, like = known
         if told is not None:
-            request.host = told  # as Flask itself does
+            vars(request)["host"] = told  # a cached property, which Flask itself sets
         adapter = MapAdapter.__new__(MapAdapter)
         vars(adapter).update(vars(like))
         # PEP 3333: bytes that are written as Latin-1. Most are ASCII, which reads the same.

@@ -67,22 +67,22 @@ class Response(flask.Response, metaclass=_AsFlaskResponse):
                 has_all = _learn_names(names)
             status = self.status_code
             if has_all and 200 <= status != 204 and status != 304:
-                return self._iterable(environ), self.status, fields
+                return self._body_for(environ), self.status, fields
         return super().get_wsgi_response(environ)
 
-    def _iterable(self, environ: WSGIEnvironment) -> Iterable[bytes]:
+    def _body_for(self, environ: WSGIEnvironment) -> Iterable[bytes]:
         pieces = self.response
         if (
-            type(pieces) is list
-            and len(pieces) == 1
-            and type(pieces[0]) is bytes
-            and not self.direct_passthrough
-            and environ["REQUEST_METHOD"] != "HEAD"
+            type(pieces) is not list
+            or len(pieces) != 1
+            or type(pieces[0]) is not bytes
+            or self.direct_passthrough
+            or environ["REQUEST_METHOD"] == "HEAD"
         ):
-            body = WholeBody(pieces)
-            body.close = self.close
-            return body
-        return self.get_app_iter(environ)
+            return self.get_app_iter(environ)
+        body = WholeBody(pieces)
+        body.close = self.close
+        return body
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As a `flask.Response`: what an application keeps of it must not depend on the server it had."""
@@ -121,7 +121,7 @@ def text_response(text: str, mimetype: str | None = None) -> Response:
         return Response(text, mimetype=mimetype)
     body = text.encode()
     response = Response.__new__(Response)
-    response.headers = headers = Headers()
+    response.headers = headers = Headers.__new__(Headers)
     headers._list = [_content_type_field(mimetype), ("Content-Length", str(len(body)))]
     response._status, response._status_code = _status_of(Response.default_status)
     response.direct_passthrough = False

@@ -24,6 +24,7 @@ DISPATCH: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "flask.app:Flask": {
         "request_context": ("6a12add4c929649c",),
         "app_context": ("89003ab22fd79e3d",),
+        "create_url_adapter": ("4cec6df4944a7494",),
         "full_dispatch_request": ("c3cc0ae62a1a21fb",),
         "preprocess_request": ("b2613988667d7bee",),
         "dispatch_request": ("d9d8bc2de10dc457",),

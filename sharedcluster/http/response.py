@@ -36,7 +36,7 @@ _fields: dict[tuple[str, str], str | int | Special] = {}
 UNKNOWN_LENGTH = -1
 
 Source = tuple[str, Sequence[tuple[str, str]], str, bool, int]
-"""What a head is made of: status, fields, the standing lines, whether the connection may live on, bytes of the body."""
+"""What a head is made of: status, fields, the standing lines, whether the connection may live on, the body's bytes."""
 
 
 class BadResponseError(SharedClusterError):
@@ -197,14 +197,21 @@ def reframe(last: ResponseHead, source: Source) -> ResponseHead | None:
     Raises:
         BadResponseError: The value holds a byte no field may hold.
     """
-    before, fields = last.source, source[1]
+    before = last.source
+    status, fields, standing, keep_alive, body_length = source
     if before is None or type(fields) is not list or not fields:
         return None
     name, value = fields[-1]
-    if name != "Set-Cookie" or before[::2] != source[::2] or before[3] is not source[3]:
-        return None
     known = before[1]
-    if len(known) != len(fields) or known[-1][0] != name or known[:-1] != fields[:-1]:
+    if (
+        name != "Set-Cookie"
+        or known[:-1] != fields[:-1]
+        or known[-1][0] != name
+        or before[0] != status
+        or before[2] != standing
+        or before[3] is not keep_alive
+        or before[4] != body_length
+    ):
         return None
     check_value(name, value)
     around = last.around

@@ -29,19 +29,18 @@ class Cookie:
     version: int
     issued: int
     is_current: bool = True  # signed with the current key, not with a fallback
-    _name: str = field(default="", compare=False, repr=False)
-    text: str = field(default="", compare=False, repr=False)  # as the client has it, once it was signed or verified
+    name: str = field(default="", compare=False, repr=False)
+    """What the session is called in Redis: who reads a dump or a slow log there cannot use it as a cookie."""
+    text: str = field(default="", compare=False, repr=False)
+    """As the client has it, once it was signed or verified."""
 
-    @property
-    def name(self) -> str:
-        """What the session is called in Redis: who reads a dump or a slow log there cannot use it as a cookie."""
-        if not self._name:
-            self._name = hashlib.sha256(self.sid.encode()).hexdigest()[:32]
-        return self._name
+    def __post_init__(self) -> None:
+        if not self.name:
+            self.name = hashlib.sha256(self.sid.encode()).hexdigest()[:32]
 
     def renewed(self, version: int, issued: int) -> Cookie:
         """The same session's next cookie."""
-        return Cookie(self.sid, version, issued, True, self._name)
+        return Cookie(self.sid, version, issued, True, self.name)
 
 
 def new_sid(nbytes: int = 32) -> str:

@@ -140,22 +140,30 @@ class Session(MutableMapping[str, Any]):
     # -- mapping ---------------------------------------------------------------------------------------------------
 
     def __getitem__(self, key: str) -> Any:
-        value = self._look_up(key)
+        if not self._is_loaded:
+            self._load()
+        if key in self._values:
+            return self._values[key]
+        value = self._decode(key)
         if value is _MISSING:
             raise KeyError(key)
         return value
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value, or `default`."""
-        value = self._look_up(key)
-        return default if value is _MISSING else value
-
-    def _look_up(self, key: str) -> Any:
         if not self._is_loaded:
             self._load()
-        value = self._values.get(key, _MISSING)
-        if value is _MISSING and (raw := self._stored.get(key)) is not None and key not in self._removed:
-            value = self._values[key] = self._codec.decode(raw)
+        if key in self._values:
+            return self._values[key]
+        value = self._decode(key)
+        return default if value is _MISSING else value
+
+    def _decode(self, key: str) -> Any:
+        """What is stored and nobody has looked at yet."""
+        raw = self._stored.get(key)
+        if raw is None or key in self._removed:
+            return _MISSING
+        value = self._values[key] = self._codec.decode(raw)
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:

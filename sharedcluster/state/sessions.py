@@ -137,11 +137,8 @@ class SessionStore:
             return record
         if record.version < cookie.version:
             self._counts["session_regressed"] += 1
-        self._keep_near(name, record, begun)
+        self._near.fill(name, record, begun, mark=b"%d" % record.version, size=record.size)
         return record
-
-    def _keep_near(self, name: str, record: SessionRecord, begun: int) -> None:
-        self._near.fill(name, record, begun, mark=str(record.version).encode(), size=record.size)
 
     @staticmethod
     def _parse(reply: list[bytes]) -> SessionRecord | None:
@@ -223,25 +220,32 @@ class SessionStore:
         cookie, base = session._cookie, session._record
         assert cookie is not None
         assert base is not None
+        name = cookie.name
         target = Cookie(new_sid(), 0, 0) if session._wants_rotation else cookie
         begun = self._near.begin()
-        reply, delta = self._send(session, delta, cookie.name, target.name)
+        if self._settings.session_merge:
+            reply, delta = self._merge_in(session, delta, name, target.name)
+        else:
+            # Sent twice, a rotation would find its session renamed.
+            save = self._save_command(name, target.name, session, delta)
+            reply = self._commit.packed(save, idempotent=target is cookie)
         if reply[0] == 0:
             # Destroyed or expired between our look and our write: nothing is brought back, and no cookie is set,
             # because the browser may hold a newer session's by now.
             self._counts["session_late_writes"] += 1
-            self._near.invalidate(cookie.name)
+            self._near.invalidate(name)
             return _KEEP
         self._counts["session_saves"] += 1
         if target is not cookie:
-            self._near.invalidate(cookie.name)
+            self._near.invalidate(name)
         return self._saved(target, base, session, delta, reply, begun, signer)
 
-    def _send(self, session: Session, delta: SessionDelta, name: str, target: str) -> tuple[list[Any], SessionDelta]:
-        """Run the save script; with merging, until nobody has written our keys since we looked."""
-        merges = self._settings.session_merge
+    def _merge_in(
+        self, session: Session, delta: SessionDelta, name: str, target: str
+    ) -> tuple[list[Any], SessionDelta]:
+        """Run the save script until nobody has written our keys since we looked."""
         for attempt in range(MERGE_ATTEMPTS + 1):
-            is_merging = merges and attempt < MERGE_ATTEMPTS
+            is_merging = attempt < MERGE_ATTEMPTS
             save = self._save_command(name, target, session, delta, merges=is_merging)
             # Sent twice, a rotation would find its session renamed, and a merge its own effect: those are sent once.
             reply: list[Any] = self._commit.packed(save, idempotent=target == name and not is_merging)
@@ -288,7 +292,7 @@ class SessionStore:
             user = session._wanted_user if session._wanted_user is not None else base.user
             record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms, _size_of(fields))
         assert record is not None
-        self._keep_near(cookie.name, record, begun)
+        self._near.fill(cookie.name, record, begun, mark=b"%d" % record.version, size=record.size)
         return self._set_cookie(cookie, version, signer)
 
     def _set_cookie(self, cookie: Cookie, version: int, signer: CookieSigner) -> SaveOutcome:
