@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import flask
 from flask import Flask
@@ -18,9 +18,11 @@ from flask.globals import _cv_app, _cv_request
 from flask.signals import appcontext_popped, appcontext_pushed, appcontext_tearing_down, request_tearing_down
 from werkzeug.datastructures import EnvironHeaders
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter, Rule
 from werkzeug.wsgi import _get_server
 
-from sharedcluster.flask_shortcuts.rules import Rules
+from sharedcluster.flask_shortcuts.hosts import UrlAdapters
+from sharedcluster.flask_shortcuts.rules import LENGTH_LIMIT, PATHS_LIMIT, KnownRequest, Rules
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -43,6 +45,8 @@ def context_maker(app: Flask) -> Callable[[WSGIEnvironment], RequestContext]:
 
 class _Context(RequestContext):
     rules: ClassVar[Rules]
+    facts: tuple[Any, ...] | None = None
+    known: KnownRequest | None = None
 
     def __init__(
         self,
@@ -55,13 +59,28 @@ class _Context(RequestContext):
             super().__init__(app, environ, request, session)
             return
         self.app = app
-        self.request = request = _make_request(environ)
-        request.json_module = app.json
-        self.url_adapter = None
-        try:
-            self.url_adapter = app.create_url_adapter(request)
-        except HTTPException as error:
-            request.routing_exception = error
+        facts = _facts_of(app, environ)
+        known = None
+        if facts is not None:
+            known = self.rules.requests.get(facts)
+            if known is None:
+                self.facts = facts
+        if known is not None and app.url_map is self.rules.map:
+            self.known = known
+            self.request = request = flask.Request.__new__(flask.Request)
+            vars(request).update(known.request)
+            _connect(request, environ, environ.get("REMOTE_ADDR"))
+            request.json_module = app.json
+            self.url_adapter = adapter = MapAdapter.__new__(MapAdapter)
+            vars(adapter).update(known.adapter)
+        else:
+            self.request = request = _make_request(environ)
+            request.json_module = app.json
+            self.url_adapter = None
+            try:
+                self.url_adapter = app.create_url_adapter(request)
+            except HTTPException as error:
+                request.routing_exception = error
         self.flashes = None
         self._session = session
         self._after_request_functions = []
@@ -79,12 +98,39 @@ class _Context(RequestContext):
             interface = app.session_interface
             session = interface.open_session(app, request)
             self._session = interface.make_null_session(app) if session is None else session
-        adapter = self.url_adapter
-        if adapter is not None:
-            try:
-                request.url_rule, request.view_args = self.rules.match(adapter)
-            except HTTPException as error:
-                request.routing_exception = error
+        if self.known is not None:
+            request.url_rule = self.known.rule
+            request.view_args = {}
+        elif self.url_adapter is not None:
+            self.match_request()
+
+    def match_request(self) -> None:
+        request = self.request
+        try:
+            request.url_rule, request.view_args = self.rules.match(self.url_adapter)  # type: ignore[arg-type]
+        except HTTPException as error:
+            request.routing_exception = error
+            return
+        if self.facts is not None and not request.view_args:
+            self._remember(self.facts, request.url_rule)
+
+    def _remember(self, facts: tuple[Any, ...], rule: Rule) -> None:
+        """What the next request with the same facts need not work out.
+
+        A session interface has seen this one, so what others are to have is made anew.
+        """
+        app, environ = self.app, self.request.environ.copy()
+        rules = self.rules
+        if app.url_map is not rules.map or _facts_of(app, environ) != facts or len(str(facts[0])) > LENGTH_LIMIT:
+            return
+        request = _make_request(environ)
+        adapter = app.create_url_adapter(request)
+        if type(adapter) is not MapAdapter:
+            return
+        if len(rules.requests) >= PATHS_LIMIT:
+            rules.requests.clear()
+        shared = {name: value for name, value in vars(request).items() if name not in _OF_ONE_REQUEST}
+        rules.requests[facts] = KnownRequest(shared, vars(adapter), rule)
 
     def pop(self, exc: Any = _sentinel) -> None:
         app, request = self.app, self.request
@@ -112,7 +158,9 @@ def _make_app_context(app: Flask) -> AppContext:
     """What `app.app_context()` makes."""
     context = AppContext.__new__(AppContext)
     context.app = app
-    context.url_adapter = None if app.config["SERVER_NAME"] is None else app.create_url_adapter(None)
+    make_adapter = app.create_url_adapter
+    is_flask_s = type(make_adapter) is UrlAdapters
+    context.url_adapter = None if is_flask_s and app.config["SERVER_NAME"] is None else make_adapter(None)
     context.g = app.app_ctx_globals_class()
     context._cv_tokens = []
     return context
@@ -124,16 +172,39 @@ _taken_from = itemgetter(
     "QUERY_STRING",
     "REQUEST_METHOD",
     "wsgi.url_scheme",
-    "REMOTE_ADDR",
     "SERVER_NAME",
     "SERVER_PORT",
+    "HTTP_HOST",
 )
+_of_map = attrgetter("host_matching", "redirect_defaults", "default_subdomain")
+
+_OF_ONE_REQUEST: Final = frozenset({"environ", "headers", "remote_addr", "json_module"})
+
+
+def _facts_of(app: Flask, environ: WSGIEnvironment) -> tuple[Any, ...] | None:
+    """All that attributes, URL adapter and rule of a request depend on; None where they are to be worked out anew."""
+    config = app.config
+    if (
+        config["TRUSTED_HOSTS"] is not None
+        or flask.Request.trusted_hosts is not None
+        or "HTTP_UPGRADE" in environ
+        or type(app.create_url_adapter) is not UrlAdapters
+    ):
+        return None
+    try:
+        taken = _taken_from(environ)
+    except KeyError:  # HTTP/1.0 without a Host, or a server that leaves out what may be
+        return None
+    if taken[2]:  # there is no end of query strings
+        return None
+    return taken, config["SERVER_NAME"], app.subdomain_matching, _of_map(app.url_map)
 
 
 def _make_request(environ: WSGIEnvironment) -> flask.Request:
     """What `flask.Request(environ)` makes, made at once from what is usual."""
     try:
-        path, root, query, method, scheme, address, name, port = _taken_from(environ)
+        path, root, query = environ["PATH_INFO"], environ["SCRIPT_NAME"], environ["QUERY_STRING"]
+        method, scheme, address = environ["REQUEST_METHOD"], environ["wsgi.url_scheme"], environ["REMOTE_ADDR"]
     except KeyError:
         return flask.Request(environ)
     if not path.isascii() or root:
@@ -141,20 +212,20 @@ def _make_request(environ: WSGIEnvironment) -> flask.Request:
     request = flask.Request.__new__(flask.Request)
     request.method = method.upper()
     request.scheme = scheme
-    request.server = _server_of(name, port)
+    request.server = _get_server(environ)
     request.root_path = ""
     request.path = "/" + path.lstrip("/")
     request.query_string = query.encode("latin1")
+    request.shallow = False
+    _connect(request, environ, address)
+    return request
+
+
+def _connect(request: flask.Request, environ: WSGIEnvironment, address: str | None) -> None:
+    """What is each request's own."""
     request.headers = headers = EnvironHeaders.__new__(EnvironHeaders)
     headers._list = []
     headers.environ = environ
     request.remote_addr = address
     request.environ = environ
-    request.shallow = False
     environ["werkzeug.request"] = request
-    return request
-
-
-@functools.lru_cache(16)
-def _server_of(name: str, port: str) -> tuple[str, int | None] | None:
-    return _get_server({"SERVER_NAME": name, "SERVER_PORT": port})

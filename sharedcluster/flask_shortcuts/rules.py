@@ -6,6 +6,8 @@ the same rule each time, until rules are added.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from werkzeug.routing import Map, MapAdapter, Rule
@@ -15,11 +17,21 @@ LENGTH_LIMIT: Final = 512
 """Of path and host together."""
 
 
+@dataclass(frozen=True, slots=True)
+class KnownRequest:
+    """What the requests for one path have in common: attributes of request and URL adapter, and the rule."""
+
+    request: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+    rule: Rule
+
+
 class Rules:
-    """`MapAdapter.match` of one URL map."""
+    """`MapAdapter.match` of one URL map, and what requests are known by it (`contexts`)."""
 
     def __init__(self, url_map: Map) -> None:
-        self._map = url_map
+        self.map = url_map
+        self.requests: dict[tuple[Any, ...], KnownRequest] = {}
         self._known: dict[tuple[Any, ...], Rule] = {}
         self._add = url_map.add
         url_map.add = self.add  # type: ignore[method-assign]
@@ -30,10 +42,11 @@ class Rules:
             self._add(rulefactory)
         finally:
             self._known = {}
+            self.requests = {}
 
     def match(self, adapter: MapAdapter) -> tuple[Rule, dict[str, Any]]:
         """The rule of a request and what its path gives the view. Raises what Werkzeug raises."""
-        url_map = self._map
+        url_map = self.map
         path, method, websocket = adapter.path_info, adapter.default_method, adapter.websocket
         facts = (
             path,

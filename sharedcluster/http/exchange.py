@@ -20,7 +20,7 @@ from sharedcluster.http import policy
 from sharedcluster.http.access_log import request_id
 from sharedcluster.http.body import BodyError, BodyStream
 from sharedcluster.http.policy import Rule
-from sharedcluster.http.response import SERVER_ERROR, UNKNOWN_LENGTH, BadResponseError, ResponseHead, frame, reframe
+from sharedcluster.http.response import SERVER_ERROR, UNKNOWN_LENGTH, BadResponseError, ResponseHead, frame
 from sharedcluster.http.transport import ClientGone
 from sharedcluster.http.upgrade import UpgradeSocket
 
@@ -66,7 +66,10 @@ class FileWrapper:
 
 
 class Exchange:
-    """A request being served. `is_over` turns true when the engine has answered, or given up, in its place."""
+    """A request being served. `is_over` turns true when the engine has answered, or given up, in its place.
+
+    Once the response has begun, `response` is its head and `opening` are the bytes that leave first.
+    """
 
     __slots__ = (
         "_fields",
@@ -81,6 +84,7 @@ class Exchange:
         "is_over",
         "keep_alive",
         "left",
+        "opening",
         "request_id",
         "response",
         "started",
@@ -168,7 +172,7 @@ class Exchange:
         response = self._start(length)
         if response.length != size or size > JOIN or not response.has_body:
             return False
-        data = response.data + body
+        data = self.opening + body
         self._sent_head = True
         self.left = 0
         self.bytes_out = len(data)
@@ -238,14 +242,17 @@ class Exchange:
             keep_alive = keep_alive and self.input.is_nearly_read
         if self.request_id is not None:
             standing = self.add_id(standing)
-        source = (status, self._fields, standing, keep_alive, body_length)
+        fields = self._fields
+        cookie = None
+        if fields and fields[-1][0] == "Set-Cookie":  # what differs most often, and where an application adds it
+            cookie, fields = fields[-1][1], fields[:-1]
+        source = (status, fields, standing, keep_alive, body_length)
         response = head.last.head
         if response is None or response.source != source:
-            response = (response and reframe(response, source)) or frame(
-                status, self._fields, standing, keep_alive, head.is_head, head.is_http10, body_length
-            )
-            response.source = (status, list(self._fields), standing, keep_alive, body_length)
+            response = frame(status, fields, standing, keep_alive, head.is_head, head.is_http10, body_length)
+            response.source = (status, list(fields), standing, keep_alive, body_length)
             head.last.head = response
+        self.opening = response.data if cookie is None else response.with_cookie(cookie)
         self.response = response
         self.left = response.length
         self.keep_alive = response.keep_alive
@@ -271,10 +278,10 @@ class Exchange:
             if self.left < 0 and self.is_event_stream:
                 self.connection.begin_event_stream()
             if len(data) <= JOIN:
-                data = response.data + data
+                data = self.opening + data
             else:
-                self.bytes_out += len(response.data)
-                self.connection.send(response.data)
+                self.bytes_out += len(self.opening)
+                self.connection.send(self.opening)
         if data:
             self._send(data, is_last=self.left == 0)
         return takes_more
@@ -296,7 +303,7 @@ class Exchange:
         response = self.response or self._start(0)
         if not self._sent_head or response.chunked:
             end = b"0\r\n\r\n" if response.chunked else b""
-            data = end if self._sent_head else response.data + end
+            data = end if self._sent_head else self.opening + end
             self._sent_head = True
             self._send(data, is_last=True)
         if response.has_body and self.left > 0:
@@ -318,9 +325,9 @@ class Exchange:
             size = min(size, self.left)
             self.left -= size
         self._sent_head = True
-        self.connection.send(response.data)
+        self.connection.send(self.opening)
         self.connection.send_file(fd, offset, size)
-        self.bytes_out += len(response.data) + size
+        self.bytes_out += len(self.opening) + size
 
     def _fail(self, error: BaseException, environ: dict[str, object]) -> None:
         """The application raised: 500 if nothing has been sent, else a cut: no part may pass for the whole."""

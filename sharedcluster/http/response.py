@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from http import HTTPStatus
 
 from sharedcluster.errors import SharedClusterError
@@ -35,9 +35,6 @@ _fields: dict[tuple[str, str], str | int | Special] = {}
 
 UNKNOWN_LENGTH = -1
 
-Source = tuple[str, Sequence[tuple[str, str]], str, bool, int]
-"""What a head is made of: status, fields, the standing lines, whether the connection may live on, the body's bytes."""
-
 
 class BadResponseError(SharedClusterError):
     """The application broke PEP 3333 or tried to send what no response may hold."""
@@ -48,11 +45,10 @@ class ResponseHead:
 
     `length` is the number of body bytes that must follow, or UNKNOWN_LENGTH; `chunked` says how those are framed;
     `has_body` is false for HEAD, 1xx, 204 and 304; `kind` is the first digit of
-    `code`; `source` is what it was made of; `around` stands before and behind the value of its last field in `data`,
-    once somebody has asked.
+    `code`; `source` is what it was made of.
     """
 
-    __slots__ = ("around", "chunked", "code", "data", "has_body", "keep_alive", "kind", "length", "source")
+    __slots__ = ("chunked", "code", "data", "has_body", "keep_alive", "kind", "length", "source")
 
     def __init__(self, data: bytes, code: int, length: int, chunked: bool, has_body: bool, keep_alive: bool) -> None:
         self.data = data
@@ -62,8 +58,17 @@ class ResponseHead:
         self.chunked = chunked
         self.has_body = has_body
         self.keep_alive = keep_alive
-        self.source: Source | None = None
-        self.around: tuple[bytes, bytes] | None = None
+        self.source: tuple[object, ...] = ()
+
+    def with_cookie(self, value: str) -> bytes:
+        """The bytes with one Set-Cookie more, which may differ from response to response: no framing depends on it.
+
+        Raises:
+            BadResponseError: The value holds a byte no field may hold.
+        """
+        if type(value) is not str or not (value.isascii() and value.isprintable()):
+            check_value("Set-Cookie", value)
+        return b"".join((self.data[:-2], b"Set-Cookie: ", value.encode("latin-1"), b"\r\n\r\n"))
 
 
 class Special:
@@ -186,44 +191,6 @@ def frame(
     else:
         text += "\r\n"
     return ResponseHead(text.encode("latin-1"), code, length, chunked, has_body, keep_alive)
-
-
-def reframe(last: ResponseHead, source: Source) -> ResponseHead | None:
-    """The head of `source` if that differs from the last one's only in the value of the last field, a Set-Cookie.
-
-    So it does for a client whose session changes with each request. Nothing in the framing depends on that value. None
-    where the whole head must be framed.
-
-    Raises:
-        BadResponseError: The value holds a byte no field may hold.
-    """
-    before = last.source
-    status, fields, standing, keep_alive, body_length = source
-    if before is None or type(fields) is not list or not fields:
-        return None
-    name, value = fields[-1]
-    known = before[1]
-    if (
-        name != "Set-Cookie"
-        or known[:-1] != fields[:-1]
-        or known[-1][0] != name
-        or before[0] != status
-        or before[2] != standing
-        or before[3] is not keep_alive
-        or before[4] != body_length
-    ):
-        return None
-    check_value(name, value)
-    around = last.around
-    if around is None:
-        # The last of those lines, for there may be other cookies before it; what stands behind it is the server's own.
-        line = f"{name}: {known[-1][1]}\r\n".encode("latin-1")
-        at = last.data.rindex(line)
-        around = (last.data[: at + len(name) + 2], last.data[at + len(line) - 2 :])
-    data = b"".join((around[0], value.encode("latin-1"), around[1]))
-    head = ResponseHead(data, last.code, last.length, last.chunked, last.has_body, last.keep_alive)
-    head.around = around
-    return head
 
 
 def standing_fields(now: float, *, worker: str | None) -> str:

@@ -240,7 +240,7 @@ class Server:
         environ = exchange.head.environ_for(connection.address, connection.port)
         environ["sharedcluster.request_id"] = exchange.request_id
         if exchange.response is not None:
-            sent = exchange.bytes_out - len(exchange.response.data)
+            sent = exchange.bytes_out - len(exchange.opening)
             self._log_access(environ, exchange.response.code, sent, seconds)
         elif exchange.has_switched:
             self._log_access(environ, 101, 0, seconds)
