@@ -40,7 +40,7 @@ import redis
 
 from sharedcluster.errors import Bug, StateUnavailableError
 from sharedcluster.state.runtime import THREADS, Parking, Runtime
-from sharedcluster.state.scripting import PackedScript, script_command, script_names, script_sha, script_text
+from sharedcluster.state.scripting import script_command, script_names, script_sha, script_text
 from sharedcluster.state.settings import StateSettings
 from sharedcluster.state.wire import Address, Argument, Command, ReplyError, Wire, pack
 
@@ -164,14 +164,14 @@ class GroupCommit:
         """Run scripts/NAME.lua and return its reply; its text is sent only if the server does not know it yet."""
         return self.many([script_command(name, keys, args)], idempotent=idempotent)[0]
 
-    def packed(self, command: PackedScript, *, idempotent: bool = False) -> Any:
-        """Run a script whose command has been packed and return its reply."""
-        reply = self.exchange(command.data, 1, idempotent)[0]
-        return self._second_try(command.data, reply, idempotent) if type(reply) is ReplyError else reply
+    def packed(self, command: bytes, *, idempotent: bool = False) -> Any:
+        """Run a script whose command has been packed (`wire.Form`) and return its reply."""
+        reply = self.exchange(command, 1, idempotent)[0]
+        return self._second_try(command, reply, idempotent) if type(reply) is ReplyError else reply
 
-    def many(self, commands: Sequence[Command | PackedScript], *, idempotent: bool = False) -> list[Any]:
+    def many(self, commands: Sequence[Command | bytes], *, idempotent: bool = False) -> list[Any]:
         """Run commands as one group, in order, one round trip; the first refused one raises after all have run."""
-        packed = [command.data if isinstance(command, PackedScript) else pack(command) for command in commands]
+        packed = [command if isinstance(command, bytes) else pack(command) for command in commands]
         replies = self.exchange(packed[0] if len(packed) == 1 else b"".join(packed), len(packed), idempotent)
         for index, reply in enumerate(replies):
             if type(reply) is ReplyError:

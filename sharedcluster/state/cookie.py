@@ -38,10 +38,6 @@ class Cookie:
         if not self.name:
             self.name = hashlib.sha256(self.sid.encode()).hexdigest()[:32]
 
-    def renewed(self, version: int, issued: int) -> Cookie:
-        """The same session's next cookie."""
-        return Cookie(self.sid, version, issued, True, self.name)
-
 
 def new_sid(nbytes: int = 32) -> str:
     """An unguessable session id."""
@@ -65,17 +61,21 @@ class CookieSigner:
         # them saves the parsing, the signature and the hash, which together cost as much as the rest of a warm read.
         self._known: dict[str, Cookie] = {}
 
-    def sign(self, cookie: Cookie, replaces: Cookie | None = None) -> str:
-        """The cookie's text. The one that it replaces in its client's hands need not be known any longer.
-
-        Else a hundred clients that write would fill the memory here, and the CPU's caches, with ten thousand cookies.
-        """
+    def sign(self, cookie: Cookie) -> str:
+        """The cookie's text."""
         text = f"v1.{cookie.sid}.{cookie.version:x}.{cookie.issued:x}"
         value = f"{text}.{_signature(self._hashes[0], text)}"
-        if replaces is not None:
-            self._known.pop(replaces.text, None)
         self._remember(value, cookie)
         return value
+
+    def renew(self, cookie: Cookie, version: int, issued: int) -> str:
+        """The text of the same session's next cookie.
+
+        The one that it replaces in its client's hands need not be known any longer: else a hundred clients that write
+        would fill the memory here, and the CPU's caches, with ten thousand cookies.
+        """
+        self._known.pop(cookie.text, None)
+        return self.sign(Cookie(cookie.sid, version, issued, True, cookie.name))
 
     def verify(self, value: str) -> Cookie | None:
         """The cookie, if it was signed with one of the keys; None for anything else."""

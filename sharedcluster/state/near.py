@@ -127,26 +127,32 @@ class Near(Generic[V]):
             max_age: Seconds it may live; the near cache's own limit applies too.
             tags: Dropped with any of these.
         """
-        expires_at = time.monotonic() + (min(self._max_age, max_age))
+        expires_at = time.monotonic() + (max_age if max_age < self._max_age else self._max_age)
         with self._lock:
+            entries = self._entries
             # What was there is older than what Redis just said or has just been told, whether or not that is kept:
             # who wrote must not read the old value afterwards.
-            self._remove(name)
+            if name in entries:
+                self._remove(name)
             if not begun or begun <= self._floor:
                 return None
-            told_at, told = self._recent.get(name, (0, b""))
-            if told_at >= begun and (told != mark or not mark) and self._supersedes(told, mark):
-                return None
+            last = self._recent.get(name)
+            if last is not None and last[0] >= begun and (last[1] != mark or not mark):
+                if self._supersedes(last[1], mark):
+                    return None
             if tags and any(self._recent.get(f"t {tag}", (0, b""))[0] >= begun for tag in tags):
                 return None
-            entries = self._entries
             entry = entries[name] = NearEntry(value, mark, expires_at, size, tags)
             self._size += size
             for tag in tags:
                 self._tagged.setdefault(tag, set()).add(name)
-            while self._size > self._size_limit or len(entries) > self._entry_limit:
-                self._remove(next(iter(entries)))
+            if self._size > self._size_limit or len(entries) > self._entry_limit:
+                self._shrink()
             return entry
+
+    def _shrink(self) -> None:
+        while self._size > self._size_limit or len(self._entries) > self._entry_limit:
+            self._remove(next(iter(self._entries)))
 
     def _supersedes(self, told: bytes, mark: bytes) -> bool:
         """Whether a message with the mark `told` makes what carries another `mark`, or none, out of date."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from sharedcluster.state.wire import Argument, Command, pack_arguments, packed_pieces
+from sharedcluster.state.wire import Argument, Command, Form
 
 _SCRIPTS = files("sharedcluster.state").joinpath("scripts")
 _TEXTS: dict[str, str] = {}
-COUNTS_LIMIT = 100
-"""Numbers of keys and arguments of which the command's beginning is remembered, for each packer."""
 
 
 @cache
@@ -35,38 +32,9 @@ def script_text(sha: str) -> str:
     return _TEXTS[sha]
 
 
-@dataclass(slots=True)
-class PackedScript:
-    """A script's command as it goes over the wire, for `GroupCommit.many`. Frozen it would be dearer to create."""
-
-    data: bytes
-
-
-class ScriptPacker:
-    """Packs the commands of one script whose first arguments seldom change.
-
-    hiredis takes 2,000 instructions for an argument, and half of those that go with a session write are always the
-    same. What is constant is packed once, the rest is put together by hand.
-    """
-
-    def __init__(self, name: str, constants: Iterable[bytes]) -> None:
-        values = tuple(constants)
-        self._count = 3 + len(values)
-        self._start = pack_arguments((b"EVALSHA", script_sha(name).encode()))
-        self._constants = pack_arguments(values)
-        self._starts: dict[tuple[int, int], bytes] = {}
-
-    def pack(self, keys: list[bytes], args: list[bytes]) -> PackedScript:
-        """The command with these keys and, after the constant ones, these arguments."""
-        counts = (len(keys), len(args))
-        start = self._starts.get(counts)
-        if start is None:
-            start = b"*%d\r\n%b%b" % (self._count + sum(counts), self._start, pack_arguments([b"%d" % len(keys)]))
-            if len(self._starts) < COUNTS_LIMIT:
-                self._starts[counts] = start
-        pieces = [start, *packed_pieces(keys + args)]
-        pieces.insert(1 + 3 * len(keys), self._constants)
-        return PackedScript(b"".join(pieces))
+def script_form(name: str, keys: int, arguments: Sequence[bytes | None]) -> Form:
+    """The command that runs scripts/NAME.lua with that many keys, which differ, and arguments, of which some do."""
+    return Form([b"EVALSHA", script_sha(name).encode(), b"%d" % keys, *[None] * keys, *arguments])
 
 
 def script_command(name: str, keys: Sequence[str], args: Iterable[Argument]) -> Command:

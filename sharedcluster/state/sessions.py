@@ -30,10 +30,10 @@ from sharedcluster.state.connection import GroupCommit
 from sharedcluster.state.cookie import Cookie, CookieSigner, new_sid
 from sharedcluster.state.merge import merge
 from sharedcluster.state.near import Near
-from sharedcluster.state.scripting import PackedScript, ScriptPacker, script_command
+from sharedcluster.state.scripting import script_command, script_form
 from sharedcluster.state.session import ENDED, Session, SessionDelta, SessionRecord
 from sharedcluster.state.settings import StateSettings
-from sharedcluster.state.wire import Argument, Command
+from sharedcluster.state.wire import Argument, Command, Form
 
 # A session is touched, and its cookie issued again, when this part of its idle time has passed.
 TOUCH_FRACTION = 0.1
@@ -41,7 +41,7 @@ TOUCH_FRACTION = 0.1
 TOMBSTONE_MS = 10_000
 # How often a merge is tried again under contention before the last writer wins.
 MERGE_ATTEMPTS = 20
-PACKERS_LIMIT = 100
+FORMS_LIMIT = 200
 
 
 class SessionTooLargeError(SharedClusterError):
@@ -110,7 +110,7 @@ class SessionStore:
         self._counts = counts
         self._absolute_ms = int(settings.session_absolute_timeout * 1000)
         self._raw_prefix = self._prefix.encode()
-        self._packers: dict[tuple[bool, float, bool], ScriptPacker] = {}
+        self._forms: dict[tuple[Any, ...], Form] = {}
 
     def open(self, signer: CookieSigner, read_cookies: Callable[[], Iterable[str]], idle: float) -> Session:
         """The session of a request; nothing is read or verified until somebody looks at it."""
@@ -198,7 +198,7 @@ class SessionStore:
             # It raced with a login that rotated the id: a session of its own would push the new cookie out.
             self._counts["session_late_writes"] += not delta.is_empty
             return _KEEP
-        ending: list[Command | PackedScript] = []
+        ending: list[Command | bytes] = []
         if session._was_cleared and session._cookie is not None:
             tombstone_ms = TOMBSTONE_MS if delta.written else 0
             ending.append(self._destroy_command([session._cookie.name], tombstone_ms))
@@ -296,7 +296,7 @@ class SessionStore:
         return self._set_cookie(cookie, version, signer)
 
     def _set_cookie(self, cookie: Cookie, version: int, signer: CookieSigner) -> SaveOutcome:
-        return SaveOutcome(CookieAction.SET, signer.sign(cookie.renewed(version, _now_ms()), replaces=cookie))
+        return SaveOutcome(CookieAction.SET, signer.renew(cookie, version, _now_ms()))
 
     def _save_command(
         self,
@@ -307,45 +307,52 @@ class SessionStore:
         *,
         creates: bool = False,
         merges: bool = False,
-    ) -> PackedScript:
-        written = delta.written
+    ) -> bytes:
+        written, removed, record = delta.written, delta.removed, session._record
         self._check_size(session, written)
-        raw_name, record = name.encode(), session._record
-        keys = [self._raw_prefix + raw_name]
-        new_name = user = b""
-        if target != name:
+        raw_name = name.encode()
+        values = [self._raw_prefix + raw_name]
+        is_renamed = target != name
+        if is_renamed:
             new_name = target.encode()
-            keys.append(self._raw_prefix + new_name)
-        if session._wanted_user:
-            user = session._wanted_user.encode()
+            values += (self._raw_prefix + new_name, new_name)
         version = b"0" if creates or record is None else b"%d" % record.version
-        args = [raw_name, version, b"%d" % len(written)]
+        values += ((session._wanted_user or "").encode(), raw_name, version)
         for key, raw in written.items():
-            args += (_stored_name(key), session._stored.get(key, b"") if merges else b"", raw)
-        if delta.removed:
-            args += map(_stored_name, delta.removed)
-        return self._save_packer(creates, session.idle, merges, new_name, user).pack(keys, args)
+            if merges:
+                values += (_stored_name(key), session._stored.get(key, b""), raw)
+            else:
+                values += (_stored_name(key), raw)
+        if removed:
+            values += map(_stored_name, removed)
+        kind = (session.idle, creates, merges, is_renamed, len(written), len(removed))
+        form = self._forms.get(kind)
+        if form is None:
+            form = self._learn_form(*kind)
+        return form.fill(values)
 
-    def _save_packer(self, creates: bool, idle: float, merges: bool, new_name: bytes, user: bytes) -> ScriptPacker:
-        kind = (creates, idle, merges)
-        packer = None if new_name or user else self._packers.get(kind)
-        if packer is None:
-            constants = (
-                b"%d" % creates,
-                b"%d" % (idle * 1000),
-                b"%d" % self._absolute_ms,
-                self._channel.encode(),
-                self._user_prefix.encode(),
-                b"%d" % merges,
-                new_name,
-                user,
-            )
-            packer = ScriptPacker("session_save", constants)
-            if not new_name and not user:  # as it is but for a login
-                if len(self._packers) >= PACKERS_LIMIT:  # an application that changes its idle time all the time
-                    self._packers.clear()
-                self._packers[kind] = packer
-        return packer
+    def _learn_form(
+        self, idle: float, creates: bool, merges: bool, is_renamed: bool, written: int, removed: int
+    ) -> Form:
+        """What commands have in common that write and remove so many fields; see scripts/session_save.lua."""
+        if len(self._forms) >= FORMS_LIMIT:  # an application that changes its idle time all the time
+            self._forms.clear()
+        arguments = (
+            b"%d" % creates,
+            b"%d" % (idle * 1000),
+            b"%d" % self._absolute_ms,
+            self._channel.encode(),
+            self._user_prefix.encode(),
+            b"%d" % merges,
+            None if is_renamed else b"",
+            *(None, None, None),  # user, name, version
+            b"%d" % written,
+            *(None, None if merges else b"", None) * written,
+            *(None,) * removed,
+        )
+        form = script_form("session_save", 2 if is_renamed else 1, arguments)
+        self._forms[idle, creates, merges, is_renamed, written, removed] = form
+        return form
 
     def _check_size(self, session: Session, written: Mapping[str, bytes]) -> None:
         field_limit, limit = self._settings.session_field_limit, self._settings.session_limit

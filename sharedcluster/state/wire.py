@@ -7,8 +7,8 @@ commands of a worker; `subscriber`, for what is published).
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Collection, Iterable
-from itertools import chain, repeat
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import hiredis
@@ -48,15 +48,33 @@ def pack(command: Command) -> bytes:
     return data
 
 
-def pack_arguments(arguments: Collection[bytes]) -> bytes:
-    """Arguments as they stand inside a packed command: for those who keep a part of one packed."""
-    return b"".join(packed_pieces(arguments))
+class Form:
+    """A command of which only some arguments differ from time to time: all between those is packed once.
 
+    hiredis takes 2,000 instructions for an argument, and half of those of a session write never change.
+    """
 
-def packed_pieces(arguments: Collection[bytes]) -> Iterable[bytes]:
-    """What `pack_arguments` joins: three pieces for each argument."""
-    # Without a loop of Python's own: with one it takes as long as hiredis.
-    return chain.from_iterable(zip(map(_length, map(len, arguments)), arguments, repeat(b"\r\n")))
+    def __init__(self, arguments: Sequence[bytes | None]) -> None:
+        """None stands for an argument that differs."""
+        text = b"*%d\r\n" % len(arguments)
+        self._pieces: list[bytes] = []
+        for argument in arguments:
+            if argument is None:
+                self._pieces.append(text)
+                text = b"\r\n"
+            else:
+                text += b"$%d\r\n%b\r\n" % (len(argument), argument)
+        self._end = text
+
+    def fill(self, values: Sequence[bytes]) -> bytes:
+        """The command as it goes over the wire, with these in the place of the Nones.
+
+        Raises:
+            ValueError: They are not as many.
+        """
+        # Without a loop of Python's own: with one it takes as long as hiredis.
+        lengths = map(_length, map(len, values))
+        return b"".join([*chain.from_iterable(zip(self._pieces, lengths, values, strict=True)), self._end])
 
 
 class Address:

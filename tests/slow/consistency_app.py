@@ -21,7 +21,7 @@ from sharedcluster.state import connection as connection_room
 from sharedcluster.state import scripting as script_room
 from sharedcluster.state.broadcast import Subscription
 from sharedcluster.state.cache_store import ALL
-from sharedcluster.state.cookie import Cookie
+from sharedcluster.state.cookie import CookieSigner
 from sharedcluster.state.near import Near
 from sharedcluster.state.primitives import LockLostError, LockTimeoutError
 from sharedcluster.state.session import Session, SessionDelta
@@ -167,8 +167,8 @@ def lose_invalidations(part: float) -> None:
 
 def without_cookie_version() -> None:
     """The cookie no longer says what its holder has seen."""
-    original = Cookie.renewed
-    Cookie.renewed = lambda cookie, version, issued: original(cookie, 0, issued)  # type: ignore[method-assign, assignment]
+    original = CookieSigner.renew
+    CookieSigner.renew = lambda signer, cookie, version, issued: original(signer, cookie, 0, issued)  # type: ignore[method-assign, assignment]
 
 
 def without_fill_guard() -> None:

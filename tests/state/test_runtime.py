@@ -14,8 +14,8 @@ from gevent.monkey import get_original, is_module_patched
 from sharedcluster.flask import find_runtime
 from sharedcluster.state import SharedState
 from sharedcluster.state.runtime import THREADS, Line
-from sharedcluster.state.scripting import PackedScript, ScriptPacker, script_command
-from sharedcluster.state.wire import pack, pack_arguments
+from sharedcluster.state.scripting import script_command, script_form
+from sharedcluster.state.wire import Form, pack
 from tests.state.browser import Browser
 from tests.waiting import wait_until
 
@@ -239,18 +239,25 @@ def test_a_forked_child_leaves_its_parents_connection_alone(pair: tuple[socket.s
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 70_000])
-def test_arguments_are_packed_as_hiredis_does(size: int) -> None:
-    """The same bytes, whatever an argument is long and holds."""
-    arguments = (b"EVALSHA", b"\r\n$1\r\n"[:size] or b"x", b"\xff" * size, b"")
-    assert pack(("ECHO", *arguments)) == b"*5\r\n$4\r\nECHO\r\n" + pack_arguments(arguments)
+def test_a_form_packs_as_hiredis_does(size: int) -> None:
+    """The same bytes, whatever an argument is long and holds, and wherever the ones that differ stand."""
+    values = [b"\r\n$1\r\n"[:size] or b"x", b"\xff" * size, b""]
+    for places in ([0, 1, 2], [1, 2, 4], [0, 3, 4]):
+        whole = [b"ECHO", b"constant", b"%d $1\r\n", b"", b"last"]
+        form = Form([None if place in places else argument for place, argument in enumerate(whole)])
+        for place, value in zip(places, values, strict=True):
+            whole[place] = value
+        assert form.fill(values) == pack(tuple(whole))
+    with pytest.raises(ValueError, match="zip"):
+        form.fill(values[:2])
 
 
-def test_a_packed_script_is_what_the_command_would_be() -> None:
-    """Keys first, then the constant arguments, then the others, all counted."""
-    packer = ScriptPacker("session_save", [b"0", b"500"])
-    for keys in ([b"k"], [b"k", b"other"], [b"k"]):
-        whole = script_command("session_save", [key.decode() for key in keys], ["0", "500", "a", ""])
-        assert packer.pack(keys, [b"a", b""]) == PackedScript(pack(whole))
+def test_a_script_s_form_is_its_command() -> None:
+    """Keys first, then the arguments, all counted."""
+    for keys in (["k"], ["k", "other"]):
+        whole = script_command("session_save", keys, ["0", "500", "a", ""])
+        form = script_form("session_save", len(keys), [b"0", b"500", None, None])
+        assert form.fill([*map(str.encode, keys), b"a", b""]) == pack(whole)
 
 
 def test_a_write_survives_that_redis_forgets_its_scripts(state: SharedState) -> None:
