@@ -165,16 +165,20 @@ class Connection(Transport):
         last, last_head = self._last_bytes, self._last_head
         if last is None or last_head is None:
             return False
-        fields = self._last_fields
-        if fields is None:
-            self._last_fields = fields = last[last.index(b"\r\n") :]
-        if data.endswith(fields):
-            head = self.reader.read_line(data, fields, last_head)
-        else:
-            head = self.reader.read_cookie(data, last, last_head)
-            self._last_fields = None
+        # Whose cookie has changed once, will change it again.
+        head = None if last_head.around is None else self.reader.read_cookie(data, last, last_head)
         if head is None:
-            return False
+            fields = self._last_fields
+            if fields is None:
+                self._last_fields = fields = last[last.index(b"\r\n") :]
+            if data.endswith(fields):
+                head = self.reader.read_line(data, fields, last_head)
+            elif last_head.around is None:
+                head = self.reader.read_cookie(data, last, last_head)
+            if head is None:
+                return False
+        if head.around is not None:
+            self._last_fields = None
         self._last_bytes = data
         self._last_head = head
         self._serve(head, None)

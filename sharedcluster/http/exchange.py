@@ -25,7 +25,7 @@ from sharedcluster.http.transport import ClientGone
 from sharedcluster.http.upgrade import UpgradeSocket
 
 if TYPE_CHECKING:
-    from greenlet import greenlet
+    from greenlet import greenlet as Greenlet  # noqa: N812 - the type, beside an attribute of that name
 
     from sharedcluster.http.connection import Connection
     from sharedcluster.http.request import Head
@@ -71,38 +71,27 @@ class Exchange:
     Once the response has begun, `response` is its head and `opening` are the bytes that leave first.
     """
 
-    __slots__ = (
-        "_fields",
-        "_sent_head",
-        "_status",
-        "bytes_out",
-        "connection",
-        "greenlet",
-        "has_switched",
-        "head",
-        "input",
-        "is_over",
-        "keep_alive",
-        "left",
-        "opening",
-        "request_id",
-        "response",
-        "started",
-    )
+    # What is known of a request later, if at all.
+    greenlet: Greenlet | None = None
+    response: ResponseHead | None = None
+    opening = b""
+    is_over = False
+    has_switched = False
+    keep_alive = False
+    request_id: str | None = None
+    left = 0
+    bytes_out = 0
+    _status: str | None = None
+    _fields: Sequence[tuple[str, str]] = ()
+    _sent_head = False
 
     def __init__(self, connection: Connection, head: Head, body: Any) -> None:
         self.connection = connection
         self.head = head
         self.input = body
-        self.greenlet: greenlet | None = None
-        self.response: ResponseHead | None = None
-        self.is_over = self.has_switched = self.keep_alive = False
-        self.request_id: str | None = None
-        self._status: str | None = None
-        self.bytes_out = 0
         self.started = monotonic_ns()
 
-    def run(self, worker: greenlet) -> bool:
+    def run(self, worker: Greenlet) -> bool:
         """Serve the request in `worker` and hand the connection back. Raises nothing."""
         self.greenlet = worker
         connection = self.connection

@@ -67,32 +67,20 @@ class Head:
     template's, and `around` is what stands before and behind the cookie in the bytes of both.
     """
 
-    __slots__ = (
-        "around",
-        "cookie",
-        "environ",
-        "expects_continue",
-        "is_head",
-        "is_http10",
-        "keep_alive",
-        "last",
-        "length",
-        "names_client",
-        "upgrade",
-    )
+    # What most heads have in common is not set for each.
+    is_http10 = False
+    keep_alive = True
+    expects_continue = False
+    upgrade = False
+    names_client = False
+    cookie: str | None = None
+    around: tuple[bytes, bytes] | None = None
 
-    def __init__(self, environ: Environ, length: int) -> None:
+    def __init__(self, environ: Environ, length: int, is_head: bool, last: LastResponse) -> None:
         self.environ = environ
         self.length = length
-        self.is_http10 = False
-        self.is_head = environ["REQUEST_METHOD"] == "HEAD"
-        self.keep_alive = True
-        self.expects_continue = False
-        self.upgrade = False
-        self.names_client = False
-        self.cookie: str | None = None
-        self.around: tuple[bytes, bytes] | None = None
-        self.last = LastResponse()
+        self.is_head = is_head
+        self.last = last
 
     def environ_for(self, address: str, port: str) -> Environ:
         """The environ of one request, whose client is there ("", "" on a unix socket) unless a proxy has named it."""
@@ -202,7 +190,7 @@ class HeadReader:
         environ["REQUEST_METHOD"] = method
         environ["REQUEST_URI"] = environ["RAW_URI"] = target
         environ["PATH_INFO"], _, environ["QUERY_STRING"] = target.partition("?")
-        return self._vary(last, environ)
+        return self._vary(last, environ, method == "HEAD")
 
     def read_cookie(self, data: bytes, before: bytes, last: Head) -> Head | None:
         """Read a head that says what `last` did, whose bytes are `before`, but for the value of its only Cookie field.
@@ -220,7 +208,7 @@ class HeadReader:
         # What the two have in common would leave nothing here if they overlapped.
         if COOKIE_VALUE.fullmatch(value) is None or len(COOKIE) + len(value) > self._limit_line:
             return None
-        head = self._vary(last, last.environ)
+        head = self._vary(last, last.environ, last.is_head)
         head.cookie = value.decode("latin-1")
         head.around = around
         return head
@@ -237,14 +225,15 @@ class HeadReader:
             return None
         return head[:start], head[end:]
 
-    def _vary(self, last: Head, environ: Environ) -> Head:
+    def _vary(self, last: Head, environ: Environ, is_head: bool) -> Head:
         """A head that is framed as `last` is."""
-        head = Head(environ, 0)
-        head.is_http10 = last.is_http10
-        head.keep_alive = last.keep_alive
-        head.names_client = last.names_client
-        if head.is_head is last.is_head:
-            head.last = last.last
+        head = Head(environ, 0, is_head, last.last if is_head is last.is_head else LastResponse())
+        if last.is_http10:
+            head.is_http10 = True
+        if not last.keep_alive:
+            head.keep_alive = False
+        if last.names_client:
+            head.names_client = True
         return head
 
     def _judge_anew(self, head: bytes) -> None:
@@ -365,7 +354,7 @@ class HeadReader:
         if authority is not None and host is not None and str(authority).lower() != str(host).lower():
             raise Refused(policy.HOST_DIFFERS)
         length = self._body_length(get("CONTENT_LENGTH"), get("HTTP_TRANSFER_ENCODING"), is_http10)
-        head = Head(environ, length)
+        head = Head(environ, length, environ["REQUEST_METHOD"] == "HEAD", LastResponse())
         connection = get("HTTP_CONNECTION")
         if connection is not None or is_http10:
             head.is_http10 = is_http10

@@ -127,7 +127,7 @@ class Near(Generic[V]):
             max_age: Seconds it may live; the near cache's own limit applies too.
             tags: Dropped with any of these.
         """
-        expires_at = time.monotonic() + (max_age if max_age < self._max_age else self._max_age)
+        expires_at = time.monotonic() + min(max_age, self._max_age)
         with self._lock:
             entries = self._entries
             # What was there is older than what Redis just said or has just been told, whether or not that is kept:
@@ -137,9 +137,13 @@ class Near(Generic[V]):
             if not begun or begun <= self._floor:
                 return None
             last = self._recent.get(name)
-            if last is not None and last[0] >= begun and (last[1] != mark or not mark):
-                if self._supersedes(last[1], mark):
-                    return None
+            if (
+                last is not None
+                and last[0] >= begun
+                and (last[1] != mark or not mark)
+                and self._supersedes(last[1], mark)
+            ):
+                return None
             if tags and any(self._recent.get(f"t {tag}", (0, b""))[0] >= begun for tag in tags):
                 return None
             entry = entries[name] = NearEntry(value, mark, expires_at, size, tags)

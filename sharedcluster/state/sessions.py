@@ -309,32 +309,39 @@ class SessionStore:
         merges: bool = False,
     ) -> bytes:
         written, removed, record = delta.written, delta.removed, session._record
-        self._check_size(session, written)
-        raw_name = name.encode()
-        values = [self._raw_prefix + raw_name]
+        values = [self._raw_prefix + name.encode()]
         is_renamed = target != name
         if is_renamed:
-            new_name = target.encode()
-            values += (self._raw_prefix + new_name, new_name)
-        version = b"0" if creates or record is None else b"%d" % record.version
-        values += ((session._wanted_user or "").encode(), raw_name, version)
+            values.append(self._raw_prefix + target.encode())
+        user = session._wanted_user or ""
+        if user:
+            values.append(user.encode())
+        values.append(b"0" if creates or record is None else b"%d" % record.version)
+        added = 0
         for key, raw in written.items():
+            added += len(raw)
             if merges:
                 values += (_stored_name(key), session._stored.get(key, b""), raw)
             else:
                 values += (_stored_name(key), raw)
+        # As it was loaded its size is known, which is never less than that of its values.
+        if (
+            record is None
+            or record.fields is not session._stored
+            or added > self._settings.session_field_limit
+            or added + record.size > self._settings.session_limit
+        ):
+            self._check_size(session, written)
         if removed:
             values += map(_stored_name, removed)
-        kind = (session.idle, creates, merges, is_renamed, len(written), len(removed))
-        form = self._forms.get(kind)
-        if form is None:
-            form = self._learn_form(*kind)
+        kind = (session._source.idle, creates, merges, is_renamed, user != "", len(written), len(removed))
+        form = self._forms.get(kind) or self._learn_form(*kind)
         return form.fill(values)
 
     def _learn_form(
-        self, idle: float, creates: bool, merges: bool, is_renamed: bool, written: int, removed: int
+        self, idle: float, creates: bool, merges: bool, is_renamed: bool, binds: bool, written: int, removed: int
     ) -> Form:
-        """What commands have in common that write and remove so many fields; see scripts/session_save.lua."""
+        """What commands of one kind have in common; see scripts/session_save.lua."""
         if len(self._forms) >= FORMS_LIMIT:  # an application that changes its idle time all the time
             self._forms.clear()
         arguments = (
@@ -344,36 +351,32 @@ class SessionStore:
             self._channel.encode(),
             self._user_prefix.encode(),
             b"%d" % merges,
-            None if is_renamed else b"",
-            *(None, None, None),  # user, name, version
+            b"%d" % len(self._raw_prefix),
+            None if binds else b"",
+            None,  # version
             b"%d" % written,
             *(None, None if merges else b"", None) * written,
             *(None,) * removed,
         )
         form = script_form("session_save", 2 if is_renamed else 1, arguments)
-        self._forms[idle, creates, merges, is_renamed, written, removed] = form
+        self._forms[idle, creates, merges, is_renamed, binds, written, removed] = form
         return form
 
     def _check_size(self, session: Session, written: Mapping[str, bytes]) -> None:
+        """Raises SessionTooLargeError; for whom a quick look was not enough."""
         field_limit, limit = self._settings.session_field_limit, self._settings.session_limit
-        added = sum(map(len, written.values()))
-        record = session._record
-        # As it was loaded, so its size is known, which is never less than that of its values.
-        if record is not None and record.fields is session._stored and added <= min(field_limit, limit - record.size):
-            return
-        total = sum(map(len, session._stored.values())) + added
-        if total <= limit and max(map(len, written.values()), default=0) <= field_limit:
-            return
+        total = sum(map(len, session._stored.values())) + sum(map(len, written.values()))
         for key, raw in written.items():
             if len(raw) > field_limit:
                 raise SessionTooLargeError(
                     f"session[{key!r}] is {len(raw)} bytes, more than SHAREDCLUSTER_SESSION_FIELD_LIMIT"
                     f" ({field_limit}). Keep large values in the cache or a database."
                 )
-        raise SessionTooLargeError(
-            f"the session is {total} bytes, more than SHAREDCLUSTER_SESSION_LIMIT"
-            f" ({limit}). Keep large values in the cache or a database."
-        )
+        if total > limit:
+            raise SessionTooLargeError(
+                f"the session is {total} bytes, more than SHAREDCLUSTER_SESSION_LIMIT"
+                f" ({limit}). Keep large values in the cache or a database."
+            )
 
     def _refresh(self, session: Session, signer: CookieSigner, refresh: bool) -> SaveOutcome:
         """Nothing changed: touch it if that is due, and hand out a cookie if this one says too little."""

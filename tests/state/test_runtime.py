@@ -248,7 +248,7 @@ def test_a_form_packs_as_hiredis_does(size: int) -> None:
         for place, value in zip(places, values, strict=True):
             whole[place] = value
         assert form.fill(values) == pack(tuple(whole))
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="assign sequence"):
         form.fill(values[:2])
 
 

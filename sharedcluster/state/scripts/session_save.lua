@@ -1,7 +1,7 @@
 -- Write the changed fields of one session, and nothing else of it; never bring back one that is gone.
 -- KEYS: session [, its new name when the id is rotated]
--- ARGV: create 0|1, idle_ms, absolute_ms (0: none), channel, prefix of user indexes, merge 0|1, new name ('': keep),
---       user to bind ('': none) (so far the same for most writes, so the caller keeps them packed), name, base version,
+-- ARGV: create 0|1, idle_ms, absolute_ms (0: none), channel, prefix of user indexes, merge 0|1, bytes of the keys that
+--       stand before the names, user to bind ('': none), base version,
 --       number of fields n, n * (field, base value, value), fields to remove...
 -- Returns {1, version, previous version [, all fields if somebody else has written since base]}, {0} when the session
 -- is gone, or {2, field, stored value, ...} when `merge` is on and a field is not what the writer saw.
@@ -9,8 +9,9 @@ local key = KEYS[1]
 local exists = redis.call('HGET', key, '@v')
 if not exists and ARGV[1] == '0' then return {0} end
 
-local n = tonumber(ARGV[11])
-local first, last = 12, 11 + 3 * n
+local old_name = string.sub(key, ARGV[7] + 1)
+local n = tonumber(ARGV[10])
+local first, last = 11, 10 + 3 * n
 if ARGV[6] == '1' then
   local conflicts = {2}
   for i = first, last, 3 do
@@ -41,7 +42,7 @@ if not exists then
   end
 end
 if ARGV[8] ~= '' then
-  if user and user ~= ARGV[8] then redis.call('ZREM', ARGV[5] .. user, ARGV[9]) end
+  if user and user ~= ARGV[8] then redis.call('ZREM', ARGV[5] .. user, old_name) end
   user = ARGV[8]
   redis.call('HSET', key, '@u', user)
 end
@@ -53,20 +54,20 @@ ttl = math.max(ttl, 1)
 redis.call('PEXPIRE', key, string.format('%.0f', ttl))
 
 local reply = {1, version, previous}
-if previous ~= ARGV[10] then reply[4] = redis.call('HGETALL', key) end
-local name = ARGV[9]
-if ARGV[7] ~= '' then
-  name = ARGV[7]
+if previous ~= ARGV[9] then reply[4] = redis.call('HGETALL', key) end
+local name = old_name
+if KEYS[2] then
+  name = string.sub(KEYS[2], ARGV[7] + 1)
   redis.call('RENAME', key, KEYS[2])
   -- For a moment the old id is known to have ended: a request that was on its way with it must not begin a session of
   -- its own, whose cookie would replace the new one in the browser.
   redis.call('HSET', key, '@t', '1')
   redis.call('PEXPIRE', key, 10000)
-  redis.call('PUBLISH', ARGV[4], 's - ' .. ARGV[9])
+  redis.call('PUBLISH', ARGV[4], 's - ' .. old_name)
 end
 if user then
   local index = ARGV[5] .. user
-  if name ~= ARGV[9] then redis.call('ZREM', index, ARGV[9]) end
+  if name ~= old_name then redis.call('ZREM', index, old_name) end
   redis.call('ZREMRANGEBYSCORE', index, '-inf', string.format('%.0f', now_ms))
   redis.call('ZADD', index, string.format('%.0f', now_ms + ttl), name)
   redis.call('PEXPIRE', index, string.format('%.0f', math.max(ttl, redis.call('PTTL', index))))
