@@ -89,9 +89,13 @@ class _RequestSource:
         interface, app = self._interface, self._app
         self.store = store = interface.own.state.sessions
         self.codec = store.codec
-        self.idle = idle = interface.idle_of(app)
-        self.signer = signer = interface.signer_of(app, self._key)
-        cookie = read_cookie(self._environ.get("HTTP_COOKIE", ""), app.config["SESSION_COOKIE_NAME"], signer)
+        config = app.config
+        facts = (self._key, config.get("SECRET_KEY_FALLBACKS"), config["PERMANENT_SESSION_LIFETIME"])
+        if facts != interface.facts:
+            interface.learn(app, facts)
+        self.idle = idle = interface.idle
+        self.signer = signer = interface.signer
+        cookie = read_cookie(self._environ.get("HTTP_COOKIE", ""), config["SESSION_COOKIE_NAME"], signer)
         if cookie is None:
             return None, None
         try:
@@ -134,10 +138,10 @@ class SharedSessionInterface(SessionInterface):
     def __init__(self, own: AppState) -> None:
         self.own = own
         self._has_told = False
-        self._signer: CookieSigner | None = None
-        self._signer_keys: tuple[Any, Any] = (None, None)
-        self._lifetime: Any = None
-        self._idle = 0.0
+        # Set by `learn`: the signer for the application's keys, and the seconds a session lives without being used.
+        self.signer: CookieSigner
+        self.idle = 0.0
+        self.facts: tuple[Any, ...] = ()
         self._cookie_facts: tuple[Any, ...] = ()
         self._cookie_parts = ("", "")
         self._expires: tuple[int, str] = (0, "")
@@ -152,20 +156,15 @@ class SharedSessionInterface(SessionInterface):
             return None
         return self.session_class(_RequestSource(self, app, request.environ, key))
 
-    def signer_of(self, app: Flask, key: Any) -> CookieSigner:
-        """The signer for the application's present keys, of which `key` is the first."""
-        fallbacks = app.config.get("SECRET_KEY_FALLBACKS")
-        if self._signer is None or (key, fallbacks) != self._signer_keys:
-            given = [each for each in (key, *(fallbacks or ())) if each]
-            self._signer, self._signer_keys = CookieSigner(given), (key, fallbacks)
-        return self._signer
+    def learn(self, app: Flask, facts: tuple[Any, ...]) -> None:
+        """Make what belongs to the present secret key, its fallbacks, and the lifetime of sessions.
 
-    def idle_of(self, app: Flask) -> float:
-        """Seconds a session of this application lives without use."""
-        lifetime = app.config["PERMANENT_SESSION_LIFETIME"]
-        if lifetime is not self._lifetime:  # Flask would convert it anew with every request
-            self._lifetime, self._idle = lifetime, app.permanent_session_lifetime.total_seconds()
-        return self._idle
+        Once: Flask converts the lifetime with every request, and a signer costs more to make than to use.
+        """
+        key, fallbacks, _ = facts
+        self.signer = CookieSigner([each for each in (key, *(fallbacks or ())) if each])
+        self.idle = app.permanent_session_lifetime.total_seconds()
+        self.facts = facts
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         """Store what changed and set the cookie if that is due. Without Redis the response becomes a 503."""

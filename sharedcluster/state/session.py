@@ -29,6 +29,7 @@ class SessionRecord(NamedTuple):
     created_ms: int = 0
     deadline_ms: int = 0  # 0: no absolute end
     size: int = 0  # bytes in memory, roughly: never less than those of the values
+    mark: bytes = b"0"  # the version as Redis writes it
 
 
 # What is found under an id that has just been rotated away.

@@ -137,7 +137,7 @@ class SessionStore:
             return record
         if record.version < cookie.version:
             self._counts["session_regressed"] += 1
-        self._near.fill(name, record, begun, mark=b"%d" % record.version, size=record.size)
+        self._near.fill(name, record, begun, mark=record.mark, size=record.size)
         return record
 
     @staticmethod
@@ -165,6 +165,7 @@ class SessionStore:
             int(meta.get("@c", 0)),
             int(meta.get("@x", 0)),
             _size_of(fields),
+            meta["@v"],
         )
 
     # -- saving ----------------------------------------------------------------------------------------------------
@@ -281,21 +282,20 @@ class SessionStore:
         signer: CookieSigner,
     ) -> SaveOutcome:
         """Keep what is known for certain (law 4) and sign the new version."""
-        version = int(reply[1])
+        mark = reply[1]
+        version = int(mark)
         record: SessionRecord | None
         if len(reply) > 3:
             record = self._parse(reply[3])
+            assert record is not None
         else:
             fields = {**base.fields, **delta.written}
             for name in delta.removed:
                 fields.pop(name, None)
-            user = session._wanted_user if session._wanted_user is not None else base.user
-            record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms, _size_of(fields))
-        assert record is not None
-        self._near.fill(cookie.name, record, begun, mark=b"%d" % record.version, size=record.size)
-        return self._set_cookie(cookie, version, signer)
-
-    def _set_cookie(self, cookie: Cookie, version: int, signer: CookieSigner) -> SaveOutcome:
+            user = base.user if session._wanted_user is None else session._wanted_user
+            size = _size_of(fields)
+            record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms, size, mark)
+        self._near.fill(cookie.name, record, begun, mark=record.mark, size=record.size)
         return SaveOutcome(CookieAction.SET, signer.renew(cookie, version, _now_ms()))
 
     def _save_command(
@@ -316,7 +316,7 @@ class SessionStore:
         user = session._wanted_user or ""
         if user:
             values.append(user.encode())
-        values.append(b"0" if creates or record is None else b"%d" % record.version)
+        values.append(b"0" if creates or record is None else record.mark)
         added = 0
         for key, raw in written.items():
             added += len(raw)
@@ -392,7 +392,7 @@ class SessionStore:
             self._counts["session_touches"] += 1
         elif record.version == cookie.version and cookie.is_current:
             return _KEEP
-        return self._set_cookie(cookie, record.version, signer)
+        return SaveOutcome(CookieAction.SET, signer.renew(cookie, record.version, _now_ms()))
 
     # -- ending ----------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -17,7 +18,7 @@ from sharedcluster.state import SharedState
 from sharedcluster.state.codec import CodecError
 from sharedcluster.state.cookie import Cookie, CookieSigner
 from sharedcluster.state.session import Session
-from sharedcluster.state.sessions import CookieAction, SessionStore, SessionTooLargeError
+from sharedcluster.state.sessions import CookieAction, SessionTooLargeError
 from tests.redis_process import RedisProcess
 from tests.state.browser import SIGNER, Browser
 from tests.state.conftest import MakeState
@@ -85,32 +86,24 @@ def test_without_the_version_in_the_cookie_it_would_fail(
     workers = [make_state() for _ in range(3)]
     for worker in workers:
         lose_invalidations(worker, monkeypatch, 1.0)
+    renew = CookieSigner.renew
     monkeypatch.setattr(
-        SessionStore,
-        "_set_cookie",
-        lambda store, cookie, version, signer: SaveOutcomeWithout(cookie, signer),
+        CookieSigner, "renew", lambda signer, cookie, version, issued: renew(signer, cookie, 0, issued)
     )
     assert stale_reads(workers, turns=100) > 0
-
-
-def SaveOutcomeWithout(cookie: Cookie, signer: CookieSigner) -> Any:  # noqa: N802 - reads as the outcome it makes
-    """What a store without versions would answer."""
-    from sharedcluster.state.sessions import SaveOutcome
-
-    return SaveOutcome(CookieAction.SET, signer.sign(Cookie(cookie.sid, 0, int(time.time() * 1000))))
 
 
 def lose_invalidations(worker: SharedState, monkeypatch: pytest.MonkeyPatch, part: float) -> None:
     """Let this share of the session invalidations go unheard."""
     near = worker._session_near
-    original = near.invalidate
+    original = near.invalidate_many
     own = threading.get_ident()
 
-    def invalidate(name: str, mark: bytes = b"") -> None:
-        if threading.get_ident() == own or random.random() >= part:
-            original(name, mark)
+    def invalidate_many(told: Iterable[tuple[str, bytes]]) -> None:
+        is_own = threading.get_ident() == own
+        original([each for each in told if is_own or random.random() >= part])
 
-    monkeypatch.setattr(near, "invalidate", invalidate)
+    monkeypatch.setattr(near, "invalidate_many", invalidate_many)
 
 
 def stale_reads(workers: list[SharedState], turns: int) -> int:
