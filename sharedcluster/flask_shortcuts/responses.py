@@ -67,22 +67,19 @@ class Response(flask.Response, metaclass=_AsFlaskResponse):
                 has_all = _learn_names(names)
             status = self.status_code
             if has_all and 200 <= status != 204 and status != 304:
-                return self._body_for(environ), self.status, fields
+                pieces = self.response
+                if (
+                    type(pieces) is not list
+                    or len(pieces) != 1
+                    or type(pieces[0]) is not bytes
+                    or self.direct_passthrough
+                    or environ["REQUEST_METHOD"] == "HEAD"
+                ):
+                    return self.get_app_iter(environ), self.status, fields
+                body = WholeBody(pieces)
+                body.close = self.close
+                return body, self.status, fields
         return super().get_wsgi_response(environ)
-
-    def _body_for(self, environ: WSGIEnvironment) -> Iterable[bytes]:
-        pieces = self.response
-        if (
-            type(pieces) is not list
-            or len(pieces) != 1
-            or type(pieces[0]) is not bytes
-            or self.direct_passthrough
-            or environ["REQUEST_METHOD"] == "HEAD"
-        ):
-            return self.get_app_iter(environ)
-        body = WholeBody(pieces)
-        body.close = self.close
-        return body
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As a `flask.Response`: what an application keeps of it must not depend on the server it had."""

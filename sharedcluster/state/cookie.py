@@ -64,8 +64,10 @@ class CookieSigner:
     def sign(self, cookie: Cookie) -> str:
         """The cookie's text."""
         text = f"v1.{cookie.sid}.{cookie.version:x}.{cookie.issued:x}"
-        value = f"{text}.{_signature(self._hashes[0], text)}"
-        self._remember(value, cookie)
+        cookie.text = value = f"{text}.{_signature(self._hashes[0], text)}"
+        if len(self._known) >= KNOWN_LIMIT:
+            self._known.clear()
+        self._known[value] = cookie
         return value
 
     def renew(self, cookie: Cookie, version: int, issued: int) -> str:
@@ -87,16 +89,12 @@ class CookieSigner:
             return None
         for index, keyed in enumerate(self._hashes):
             if hmac.compare_digest(_signature(keyed, text), signature):
-                cookie = Cookie(parts[1], int(parts[2], 16), int(parts[3], 16), index == 0)
-                self._remember(value, cookie)
+                cookie = Cookie(parts[1], int(parts[2], 16), int(parts[3], 16), index == 0, text=value)
+                if len(self._known) >= KNOWN_LIMIT:
+                    self._known.clear()
+                self._known[value] = cookie
                 return cookie
         return None
-
-    def _remember(self, value: str, cookie: Cookie) -> None:
-        if len(self._known) >= KNOWN_LIMIT:
-            self._known.clear()
-        cookie.text = value
-        self._known[value] = cookie
 
 
 def _signature(keyed: hashlib.blake2b, text: str) -> str:

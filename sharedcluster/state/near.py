@@ -160,10 +160,9 @@ class Near(Generic[V]):
 
     def _supersedes(self, told: bytes, mark: bytes) -> bool:
         """Whether a message with the mark `told` makes what carries another `mark`, or none, out of date."""
-        if not told or not mark or not self._is_ordered:
-            return True
         # Decimal numbers without leading zeros, which compare like this without being read.
-        return told > mark if len(told) == len(mark) else len(told) > len(mark)
+        is_older = self._is_ordered and mark and told and (len(told), told) < (len(mark), mark)
+        return not is_older
 
     def note_use(self, name: str) -> None:
         """The entry was used: it goes last when room is needed."""

@@ -226,6 +226,8 @@ class SessionStore:
         begun = self._near.begin()
         if self._settings.session_merge:
             reply, delta = self._merge_in(session, delta, name, target.name)
+        elif target is cookie and session._wanted_user is None and not delta.removed:
+            reply = self._commit.packed(self._write_command(name, session, base, delta.written), idempotent=True)
         else:
             # Sent twice, a rotation would find its session renamed.
             save = self._save_command(name, target.name, session, delta)
@@ -298,6 +300,26 @@ class SessionStore:
         self._near.fill(cookie.name, record, begun, mark=record.mark, size=record.size)
         return SaveOutcome(CookieAction.SET, signer.renew(cookie, version, _now_ms()))
 
+    def _write_command(
+        self, name: str, session: Session, record: SessionRecord, written: Mapping[str, bytes]
+    ) -> bytes:
+        """What most saves send: fields that are written, and nothing else."""
+        values = [self._raw_prefix + name.encode(), record.mark]
+        added = 0
+        for key, raw in written.items():
+            values += (key.encode() if key[:1] != "@" else _stored_name(key), raw)
+            added += len(raw)
+        # The size is known of what was loaded, and is never less than that of its values.
+        if (
+            added > self._settings.session_field_limit
+            or added + record.size > self._settings.session_limit
+            or record.fields is not session._stored
+        ):
+            self._check_size(session, written)
+        kind = (session._source.idle, len(written))
+        form = self._forms.get(kind) or self._learn_form(kind, *kind)
+        return form.fill(values)
+
     def _save_command(
         self,
         name: str,
@@ -309,6 +331,7 @@ class SessionStore:
         merges: bool = False,
     ) -> bytes:
         written, removed, record = delta.written, delta.removed, session._record
+        self._check_size(session, written)
         values = [self._raw_prefix + name.encode()]
         is_renamed = target != name
         if is_renamed:
@@ -317,29 +340,26 @@ class SessionStore:
         if user:
             values.append(user.encode())
         values.append(b"0" if creates or record is None else record.mark)
-        added = 0
         for key, raw in written.items():
-            added += len(raw)
             if merges:
                 values += (_stored_name(key), session._stored.get(key, b""), raw)
             else:
                 values += (_stored_name(key), raw)
-        # As it was loaded its size is known, which is never less than that of its values.
-        if (
-            record is None
-            or record.fields is not session._stored
-            or added > self._settings.session_field_limit
-            or added + record.size > self._settings.session_limit
-        ):
-            self._check_size(session, written)
-        if removed:
-            values += map(_stored_name, removed)
-        kind = (session._source.idle, creates, merges, is_renamed, user != "", len(written), len(removed))
-        form = self._forms.get(kind) or self._learn_form(*kind)
+        values += map(_stored_name, removed)
+        kind = (session._source.idle, len(written), len(removed), creates, merges, is_renamed, user != "")
+        form = self._forms.get(kind) or self._learn_form(kind, *kind)
         return form.fill(values)
 
     def _learn_form(
-        self, idle: float, creates: bool, merges: bool, is_renamed: bool, binds: bool, written: int, removed: int
+        self,
+        kind: tuple[Any, ...],
+        idle: float,
+        written: int,
+        removed: int = 0,
+        creates: bool = False,
+        merges: bool = False,
+        is_renamed: bool = False,
+        binds: bool = False,
     ) -> Form:
         """What commands of one kind have in common; see scripts/session_save.lua."""
         if len(self._forms) >= FORMS_LIMIT:  # an application that changes its idle time all the time
@@ -358,8 +378,7 @@ class SessionStore:
             *(None, None if merges else b"", None) * written,
             *(None,) * removed,
         )
-        form = script_form("session_save", 2 if is_renamed else 1, arguments)
-        self._forms[idle, creates, merges, is_renamed, binds, written, removed] = form
+        form = self._forms[kind] = script_form("session_save", 2 if is_renamed else 1, arguments)
         return form
 
     def _check_size(self, session: Session, written: Mapping[str, bytes]) -> None:
