@@ -84,6 +84,11 @@ class _Parking:
         if self._sleeper is not None:
             self._sleeper.switch()
 
+    def release(self) -> None:
+        """From the loop: `unpark`, at once."""
+        self._is_open = True
+        self._wake()
+
 
 def _wake_all(hub: Any, parkings: deque[_Parking]) -> None:
     """From the loop: one callback for a group costs a tenth of one for each."""
@@ -223,6 +228,12 @@ class GeventRuntime:
                 here.append(parking)
         if here:
             hub.loop.run_callback(_wake_all, hub, here)
+
+    def yield_turn(self) -> None:
+        """See `Runtime`: the loop runs what is scheduled in this turn, and then the caller."""
+        parking = _Parking()
+        get_hub().loop.run_callback(parking.release)
+        parking.park()
 
     def make_line(self, sock: socket.socket) -> Line:
         """See `Runtime`. What TLS has read ahead no watcher sees, so such a socket waits for itself."""

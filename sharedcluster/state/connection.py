@@ -2,8 +2,9 @@
 
 Laws
 ----
-1. A command that finds the connection free is sent at once, by its own caller. Nothing ever waits in order to be
-   batched.
+1. A command that finds the connection free is sent at once, by its own caller. Only in a crowd, when the last
+   exchange carried several, do those run first who are about to, in what is left of this turn of the loop: requests
+   that were read together ask Redis together. Nothing waits for what has not arrived yet.
 2. Commands that are issued while an exchange is under way wait in a queue. When the exchange ends, the first of them
    takes the whole queue along as one pipeline. A redis-py call costs a worker 120-160 us of CPU, inside a pipeline
    of 32 it costs 12 us.
@@ -140,6 +141,7 @@ class GroupCommit:
         self._queue: deque[_Ticket] = deque()
         self._spare_parkings: list[Parking] = []
         self._leading = False
+        self._is_crowd = False  # the last exchange carried several callers' commands
         self._wire: Wire | None = None
         self._used_at = 0.0
         self._closed = False
@@ -241,8 +243,18 @@ class GroupCommit:
                 ticket.batch = [ticket]
         if ticket.batch is None:
             self._wait(ticket)
+        elif self._is_crowd:
+            self._gather()
         if ticket.batch is not None:
             self._lead(ticket.batch)
+
+    def _gather(self) -> None:
+        """The caller leads: let others queue up. If it is killed meanwhile, nothing was sent and the next one leads."""
+        try:
+            self._runtime.yield_turn()
+        except BaseException:
+            self._pass_on()
+            raise
 
     def _wait(self, ticket: _Ticket) -> None:
         """Sleep until the ticket is answered, failed, or given the lead."""
@@ -270,6 +282,10 @@ class GroupCommit:
     def _lead(self, batch: list[_Ticket]) -> None:
         """Exchange a batch, wake its callers, pass the lead on: in every case, also when killed on the way."""
         try:
+            if self._queue:  # who has come since the lead was passed on
+                with self._lock:
+                    self._take(batch)
+            self._is_crowd = len(batch) > 1
             self._exchange_batch(batch)
         except (OSError, redis.RedisError, hiredis.HiredisError) as error:
             self._fail_batch(batch, error)
@@ -286,14 +302,18 @@ class GroupCommit:
     def _pass_on(self) -> None:
         with self._lock:
             batch: list[_Ticket] = []
-            while self._queue and len(batch) < self._settings.batch_limit:
-                if not (ticket := self._queue.popleft()).abandoned:
-                    batch.append(ticket)
+            self._take(batch)
             if batch:
                 batch[0].batch = batch
                 batch[0].parking.unpark()
             else:
                 self._leading = False
+
+    def _take(self, batch: list[_Ticket]) -> None:
+        """Add who is queued; called with the lock held."""
+        while self._queue and len(batch) < self._settings.batch_limit:
+            if not (ticket := self._queue.popleft()).abandoned:
+                batch.append(ticket)
 
     def _exchange_batch(self, batch: list[_Ticket]) -> None:
         wire = self._ready_wire()

@@ -52,6 +52,9 @@ class Runtime(Protocol):
     def unpark_all(self, parkings: Sequence[Parking]) -> None:
         """Wake those who sleep in these: what `unpark` does for each, at less cost."""
 
+    def yield_turn(self) -> None:
+        """Let those run who can, once each, where callers take turns."""
+
     def make_line(self, sock: socket.socket) -> Line:
         """See `Line`."""
 
@@ -94,6 +97,9 @@ class ThreadRuntime:
         """See `Runtime`; threads run when they like."""
         for parking in parkings:
             parking.unpark()
+
+    def yield_turn(self) -> None:
+        """See `Runtime`; threads take none."""
 
     def make_line(self, sock: socket.socket) -> Line:
         """See `Runtime`."""

@@ -67,6 +67,55 @@ def test_a_lone_command_is_one_round_trip_at_once(commit: GroupCommit) -> None:
     assert (commit.exchanges - before, commit.commands) == (1, 1)
 
 
+@pytest.mark.skipif(not is_module_patched("socket"), reason="threads take no turns")
+def test_a_crowd_asks_together_and_a_lone_caller_waits_for_nobody(commit: GroupCommit) -> None:
+    """Who is about to ask in the same turn of the loop goes along, once it is known that there are many."""
+    import gevent
+
+    def ask_together(callers: int) -> int:
+        before = commit.exchanges
+        asking = [gevent.spawn(commit.call, "ECHO", f"{number}") for number in range(callers)]
+        gevent.joinall(asking, timeout=10, raise_error=True)
+        assert [each.value for each in asking] == [f"{number}".encode() for number in range(callers)]
+        return commit.exchanges - before
+
+    commit.call("PING")
+    assert ask_together(10) == 2  # the first alone
+    assert [ask_together(10) for _ in range(5)] == [1] * 5
+    assert ask_together(1) == 1
+    turns: list[None] = []
+    commit._runtime.yield_turn = lambda: turns.append(None)  # type: ignore[method-assign]
+    assert ask_together(1) == 1
+    assert turns == []  # nobody came along with the last one
+
+
+def test_a_caller_that_is_killed_while_others_queue_up_passes_the_lead_on(
+    commit: GroupCommit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has sent nothing yet: the next one in the queue leads, over the same connection."""
+
+    class Killed(BaseException):
+        """As a greenlet's or a thread's end."""
+
+    answers: list[object] = []
+    other = threading.Thread(target=lambda: answers.append(commit.call("ECHO", "other")), daemon=True)
+
+    def yield_turn() -> None:
+        other.start()
+        wait_until(lambda: bool(commit._queue), "somebody queues up")
+        raise Killed
+
+    commit.call("PING")
+    monkeypatch.setattr(commit._runtime, "yield_turn", yield_turn)
+    commit._is_crowd = True
+    with pytest.raises(Killed):
+        commit.call("ECHO", "killed")
+    other.join(10)
+    assert answers == [b"other"]
+    assert commit.call("PING") == b"PONG"
+    assert commit.reconnects == 1
+
+
 def test_an_error_belongs_to_its_own_command(commit: GroupCommit, namespace: str) -> None:
     """In one group the refused command raises in its caller; its neighbours get their replies."""
     commit.call("SET", f"{namespace}:text", "abc")
