@@ -176,8 +176,15 @@ class _Line:
             self._watcher.stop()
             self._is_watched = False
             return
-        self._news = True
-        self._reader.switch()
+        # Not switched to here: what else has come in this pass of the loop is read first, so that requests that were
+        # read together are begun together, and those whose replies came together end together.
+        if self._news is False:
+            self._news = True
+            self._hub.loop.run_callback(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._reader is not None:
+            self._reader.switch()
 
     def _tell(self, error: OSError) -> None:
         if self._reader is not None:

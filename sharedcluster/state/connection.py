@@ -249,7 +249,7 @@ class GroupCommit:
             self._lead(ticket.batch)
 
     def _gather(self) -> None:
-        """The caller leads: let others queue up. If it is killed meanwhile, nothing was sent and the next one leads."""
+        """The caller leads: let others queue up. Killed meanwhile, it has sent nothing, and the next one leads."""
         try:
             self._runtime.yield_turn()
         except BaseException:
