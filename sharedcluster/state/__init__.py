@@ -6,6 +6,7 @@ in it hangs on two connections, the data connection (`connection.GroupCommit`) a
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -15,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from sharedcluster.errors import Bug, RedisNeededError, StateUnavailableError
@@ -228,29 +230,35 @@ class SharedState:
 
     def _hear_invalidations(self, payloads: list[bytes]) -> None:
         """`kind mark name`: s session, c cached value, t tag, d dict, l lock; the mark is `-` for a deletion."""
-        sessions: list[tuple[str, bytes]] = []
-        for payload in payloads:
-            try:
-                kind, mark, raw = payload.split(b" ", 2)
-                name = raw.decode()
-            except ValueError:
+        try:
+            told = [
+                (kind, name.decode(), b"" if mark == b"-" else mark)
+                for kind, mark, name in [payload.split(b" ", 2) for payload in payloads]
+            ]
+        except ValueError:
+            if len(payloads) > 1:
+                for payload in payloads:
+                    self._hear_invalidations([payload])
+            else:
                 log.warning("somebody else publishes on the channel of invalidations; what is none is lost")
+            return
+        for kind, group in itertools.groupby(told, itemgetter(0)):
+            if kind == b"s":  # every worker hears of every write of its site, so these go together
+                self._session_near.invalidate_many([*map(_name_and_mark, group)])
                 continue
-            if mark == b"-":
-                mark = b""
-            if kind == b"s":
-                sessions.append((name, mark))
-            elif kind == b"c":
-                self.cache.hear(name, mark)
-            elif kind == b"t":
-                self.cache.hear_tag(name)
-            elif kind == b"d":
-                self._dict_near.invalidate(name, mark)
-                self._watchers.hear(name)
-            elif kind == b"l":
-                self._locks.hear(name)
-        if sessions:  # every worker hears of every write of its site, so these go together
-            self._session_near.invalidate_many(sessions)
+            for _, name, mark in group:
+                if kind == b"c":
+                    self.cache.hear(name, mark)
+                elif kind == b"t":
+                    self.cache.hear_tag(name)
+                elif kind == b"d":
+                    self._dict_near.invalidate(name, mark)
+                    self._watchers.hear(name)
+                elif kind == b"l":
+                    self._locks.hear(name)
+
+
+_name_and_mark = itemgetter(1, 2)
 
 
 def live_states() -> list[SharedState]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from sharedcluster.state.runtime import THREADS, Runtime
@@ -173,21 +173,22 @@ class Near(Generic[V]):
 
     def invalidate(self, name: str, mark: bytes = b"") -> None:
         """Somebody wrote this name; `mark` is what they wrote it with, empty for a deletion."""
-        self.invalidate_many(((name, mark),))
+        self.invalidate_many([(name, mark)])
 
-    def invalidate_many(self, told: Iterable[tuple[str, bytes]]) -> None:
+    def invalidate_many(self, told: Sequence[tuple[str, bytes]]) -> None:
         """As `invalidate`, for names and marks that were heard of together, in their order."""
         with self._lock:
-            entries, recent = self._entries, self._recent
+            if len(self._recent) + len(told) > RECENT_LIMIT:
+                self._make_room()
+            entries, recent, tick = self._entries, self._recent, self._tick
             for name, mark in told:
-                if len(recent) >= RECENT_LIMIT:
-                    self._make_room()
-                recent[name] = (self._tick, mark)
-                self._tick += 1
+                recent[name] = (tick, mark)
+                tick += 1
                 entry = entries.get(name)
                 # An own write comes back with the mark it is kept under.
                 if entry is not None and (mark != entry.mark or not mark) and self._supersedes(mark, entry.mark):
                     self._remove(name)
+            self._tick = tick
 
     def invalidate_tag(self, tag: str) -> None:
         """Everything with this tag is out of date."""

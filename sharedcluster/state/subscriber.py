@@ -18,6 +18,7 @@ Laws
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import secrets
@@ -25,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from operator import itemgetter
 
 import hiredis
 import redis
@@ -39,6 +40,9 @@ from sharedcluster.state.wire import Address, ReplyError, Wire, pack
 log = logging.getLogger("sharedcluster.state")
 
 Handler = Callable[[list[bytes]], None]
+
+_kind_and_channel = itemgetter(0, 1)
+_payload = itemgetter(2)
 
 
 class _GapError(Exception):
@@ -203,15 +207,19 @@ class Subscriber:
             except TimeoutError:
                 self._check_proof()
                 continue
-            while reply is not Wire:  # what came together is handled together
-                if type(reply) is list and reply[0] == b"message":
-                    reply = self._hear(wire, reply[1], reply[2])
+            # What came together is handled together; a loop of Python's own would cost as much as the rest.
+            replies = [reply, *iter(wire.read_waiting, Wire)]
+            if ReplyError in map(type, replies):
+                raise next(each for each in replies if type(each) is ReplyError)
+            for (kind, channel), group in itertools.groupby(replies, _kind_and_channel):
+                if kind == b"message":
+                    self._hear(channel, [*map(_payload, group)])
                     continue
-                self._note_answer(reply, confirmed)
+                for _ in group:
+                    self._note_answer(kind, channel, confirmed)
                 if awaited and awaited <= confirmed | (awaited - self._handlers.keys()):
                     awaited = set()
                     self._note_connection()
-                reply = wire.read_waiting()
             self._check_proof()
 
     def _note_connection(self) -> None:
@@ -230,12 +238,8 @@ class Subscriber:
         if time.monotonic() - last > self._settings.trust_timeout:
             raise _GapError("no heartbeat came back")
 
-    def _hear(self, wire: Wire, channel: bytes, payload: bytes) -> Any:
-        """Hand over a message, and those of its channel that came right behind it. Returns what came behind those."""
-        payloads = [payload]
-        read = wire.read_waiting
-        while type(reply := read()) is list and reply[1] == channel and reply[0] == b"message":
-            payloads.append(reply[2])
+    def _hear(self, channel: bytes, payloads: list[bytes]) -> None:
+        """Hand over messages of one channel that came behind one another."""
         self.messages += len(payloads)
         handler = self._handlers.get(channel)
         if handler is not None:
@@ -244,13 +248,9 @@ class Subscriber:
             except Exception:
                 log.exception("[BUG] a handler of channel %r failed", channel)
                 self._tell_gap()
-        return reply
 
-    def _note_answer(self, reply: Any, confirmed: set[bytes]) -> None:
+    def _note_answer(self, kind: bytes, channel: bytes, confirmed: set[bytes]) -> None:
         """Redis has confirmed that it listens for us on a channel, or no longer does."""
-        if type(reply) is ReplyError:
-            raise reply
-        kind, channel = reply[0], reply[1]
         if kind == b"subscribe":
             if channel in confirmed:
                 self._tell_gap()
