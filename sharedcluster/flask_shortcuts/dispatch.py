@@ -41,7 +41,8 @@ class Dispatch:
                     view = app.view_functions[rule.endpoint]
                     if type(view) is not FunctionType or view not in self._plain_views:
                         view = self._ensure_sync(view)
-                    answer = view(**request.view_args)  # type: ignore[arg-type]
+                    given = request.view_args
+                    answer = view(**given) if given else view()
         except Exception as error:
             answer = app.handle_user_exception(error)
 

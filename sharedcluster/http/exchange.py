@@ -109,12 +109,15 @@ class Exchange:
         if server.access_log is not None:
             environ["sharedcluster.request_id"] = self.request_id = request_id(environ)
         try:
-            application = server.application
-            result = application(environ, self.start_response)
-            if type(result) is list and len(result) == 1 and self.response is None and not self.is_over:
-                body = result[0]
-                if not self._send_whole(body, len(body)):
-                    self._send_alone(body)
+            result = server.application(environ, self.start_response)
+            if isinstance(result, list) and len(result) == 1 and self.response is None and not self.is_over:
+                try:
+                    (body,) = result
+                    if not self._send_whole(body, len(body)):
+                        self._send_alone(body)
+                finally:
+                    if type(result) is not list and hasattr(result, "close"):
+                        result.close()
             else:
                 self._send_and_close(result)
         except ClientGone:
@@ -133,8 +136,9 @@ class Exchange:
         counters.bytes_out += self.bytes_out
         duration = monotonic_ns() - self.started
         counters.latency[(duration // 1000).bit_length()] += 1
-        if self.response is not None:
-            counters.by_class[self.response.kind] += 1
+        response = self.response
+        if response is not None:
+            counters.by_class[response.kind] += 1
         elif self.has_switched:
             counters.by_class[1] += 1
         if server.access_log is not None:
@@ -180,11 +184,6 @@ class Exchange:
         """Any iterable; it is closed whatever happens."""
         try:
             if self.is_over:
-                return
-            if isinstance(result, list) and len(result) == 1 and self.response is None:
-                (body,) = result
-                if not self._send_whole(body, len(body)):
-                    self._send_alone(body)
                 return
             if type(result) is FileWrapper:
                 self._send_file(result)
