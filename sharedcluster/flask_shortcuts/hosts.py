@@ -77,6 +77,7 @@ class UrlAdapters:
             vars(request)["host"] = told  # a cached property, which Flask itself sets
         adapter = MapAdapter.__new__(MapAdapter)
         vars(adapter).update(vars(like))
+        adapter.map = url_map  # which may be another one by now
         # PEP 3333: bytes that are written as Latin-1. Most are ASCII, which reads the same.
         adapter.path_info = path if path.isascii() else path.encode("latin1").decode(errors="replace")
         adapter.default_method = method

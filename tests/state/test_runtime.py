@@ -235,6 +235,32 @@ def test_a_forked_child_leaves_its_parents_connection_alone(pair: tuple[socket.s
     os.close(tell)
 
 
+@pytest.mark.skipif(not is_module_patched("socket"), reason="threads are woken by the kernel")
+def test_a_bug_in_one_sleeper_does_not_keep_the_others() -> None:
+    """What comes out of one goes to the hub, which reports it; those behind it wake up all the same."""
+    import gevent
+    from greenlet import greenlet
+
+    runtime = find_runtime()
+    parkings = [runtime.make_parking() for _ in range(4)]
+    awake: list[int] = []
+
+    def sleep(number: int) -> None:
+        parkings[number].park()
+        awake.append(number)
+        if number == 1:
+            raise ZeroDivisionError("on purpose")
+
+    for number in range(4):
+        # A plain greenlet, as those of the HTTP server: what it raises comes out in its parent, the hub.
+        sleeper = greenlet(sleep, gevent.get_hub())
+        gevent.get_hub().loop.run_callback(sleeper.switch, number)
+    gevent.sleep(0.01)
+    runtime.unpark_all(parkings)
+    wait_until(lambda: len(awake) == 4, "all are awake")
+    assert awake == [0, 1, 2, 3]
+
+
 # -- commands that are put together by hand ---------------------------------------------------------------------------
 
 

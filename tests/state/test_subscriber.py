@@ -10,6 +10,7 @@ import pytest
 
 from sharedcluster.errors import Bug, StateUnavailableError
 from sharedcluster.state import SharedState
+from sharedcluster.state.wire import Command
 from tests.redis_process import RedisProcess
 from tests.state.browser import Browser
 from tests.state.conftest import MakeState
@@ -138,3 +139,57 @@ def test_facts_tell_what_is_the_case(own_redis: RedisProcess, make_state: MakeSt
     wait_until(lambda: state.facts().state == "down", "down")
     with pytest.raises(StateUnavailableError):
         state.counter("x").add()
+
+
+def test_what_comes_together_is_handed_over_in_its_order(make_state: MakeState, own_redis: RedisProcess) -> None:
+    """Messages of several channels in one packet: each handler gets those that stand together, none is lost."""
+    state = make_state(own_redis.url)
+    heard: list[tuple[str, list[bytes]]] = []
+    for channel in ("one", "two"):
+        state.subscriber.listen(channel, lambda payloads, name=channel: heard.append((name, payloads)))  # type: ignore[misc]
+        assert state.subscriber.wait_confirmed(channel, 5)
+    order = ["one", "one", "two", "one", "two", "two"]
+    state.commit.transaction([("PUBLISH", channel, str(number)) for number, channel in enumerate(order)])
+    wait_until(lambda: sum(len(payloads) for _, payloads in heard) == len(order), "all messages")
+    assert [(name, payload) for name, payloads in heard for payload in payloads] == [
+        (channel, b"%d" % number) for number, channel in enumerate(order)
+    ]
+
+
+def test_a_handler_that_fails_has_missed_something(make_state: MakeState, own_redis: RedisProcess) -> None:
+    """Nobody knows what it heard of a group: near copies are dropped as after any gap, and listening goes on."""
+    state = make_state(own_redis.url)
+
+    def fail(payloads: list[bytes]) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    state.subscriber.listen("bad", fail)
+    assert state.subscriber.wait_confirmed("bad", 5)
+    state.cache.set("k", "near")
+    gaps = state.subscriber.gaps
+    state.commit.call("PUBLISH", "bad", "x")
+    wait_until(lambda: state.subscriber.gaps > gaps, "the gap is told")
+    assert state.cache.near.peek("k") is None
+    assert state.cache.get("k") == "near"
+
+
+def test_what_others_publish_on_our_channels_harms_nobody(
+    make_state: MakeState, own_redis: RedisProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is no message of ours is reported and lost; those that came with it are heard, and nothing is a gap."""
+    state, writer = make_state(own_redis.url), make_state(own_redis.url)
+    browser = Browser()
+    browser.set(writer, n=1)
+    assert browser.get(state, "n") == 1
+    name = next(iter(state._session_near._entries))
+    subscription = state.broadcast.subscribe("news")
+    gaps = state.subscriber.gaps
+    invalidations, news = f"{state.namespace}:inv", f"{state.namespace}:b:news"
+    bad: list[str | bytes] = ["", "x", "s 1", b"s 1 \xff", "unknown 1 k"]
+    commands: list[Command] = [("PUBLISH", invalidations, payload) for payload in bad]
+    commands += [("PUBLISH", invalidations, f"s - {name}"), ("PUBLISH", news, "not ours"), ("PUBLISH", news, "1 - 7")]
+    state.commit.transaction(commands)
+    wait_until(lambda: state._session_near.peek(name) is None, "the copy is dropped")
+    assert [message.raw for message in subscription.next_messages(5)] == [b"7"]
+    assert state.subscriber.gaps == gaps
+    assert "somebody else publishes" in caplog.text

@@ -11,11 +11,12 @@ import re
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from datetime import date
 from decimal import Decimal
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import flask
@@ -665,6 +666,183 @@ def test_a_request_is_what_flask_makes(changes: list[tuple[str, Any]]) -> None:
         made.append((facts, given, request.url, dict(request.headers)))
     made[0][0]["headers"] = made[1][0]["headers"] = None  # equal only for one and the same environ; looked at above
     assert made[0] == made[1]
+
+
+SWITCHES: dict[str, Callable[[Flask], None]] = {
+    "server name": lambda app: app.config.update(SERVER_NAME=None if app.config["SERVER_NAME"] else "a"),
+    "trusted hosts": lambda app: app.config.update(TRUSTED_HOSTS=None if app.config["TRUSTED_HOSTS"] else ["a"]),
+    "subdomains": lambda app: setattr(app, "subdomain_matching", not app.subdomain_matching),
+    "default subdomain": lambda app: setattr(app.url_map, "default_subdomain", app.url_map.default_subdomain + "x"),
+    "redirects": lambda app: setattr(app.url_map, "redirect_defaults", not app.url_map.redirect_defaults),
+    "another rule": lambda app: app.url_map.add(Rule("/item/7", endpoint="late", methods=["GET", "POST"])),
+    "another map": lambda app: setattr(app, "url_map", Map([Rule("/item/7", endpoint="of another map")])),
+    "class of requests": lambda app: setattr(app, "request_class", type("Own", (flask.Request,), {})),
+    "own adapters": lambda app: setattr(app, "create_url_adapter", lambda request: app.url_map.bind("own")),
+}
+"""What may change between two requests."""
+
+
+def changed(keys: Iterable[str]) -> st.SearchStrategy[tuple[str, Any]]:
+    """Another value, or none, for one of the keys."""
+    return st.sampled_from(sorted(keys)).flatmap(lambda key: st.tuples(st.just(key), st.sampled_from(CHANGES[key])))
+
+
+@pytest.mark.skipif(not KNOWN, reason="all steps are taken")
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(sorted(SWITCHES)),
+            st.lists(changed({*CHANGES} - {"QUERY_STRING"}), max_size=1),
+            st.lists(changed(CHANGES), max_size=2),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+@settings(max_examples=300)
+def test_a_known_request_begins_as_any(steps: list[str | list[tuple[str, Any]]]) -> None:
+    """Whatever came before: the attributes, the adapter, the rule and the values are those that Flask makes."""
+    seen: list[list[Any]] = []
+    for takes in (False, True):
+        app = Flask("known")
+        for path in ("/", "/item/7", "/item/<int:number>", "/x/", "/caf\xe9"):
+            app.add_url_rule(path, path, methods=["GET", "POST"])
+        app.add_url_rule("/default", "default", defaults={"page": 1})
+        if takes:
+            take_shortcuts(app)
+        notes: list[Any] = []
+        for step in [*steps, *steps, [], []]:
+            if isinstance(step, str):
+                SWITCHES[step](app)
+                continue
+            given = USUAL | {"QUERY_STRING": ""} | dict(step)
+            notes.append(begun(app, {key: value for key, value in given.items() if value is not None}))
+        seen.append(notes)
+    assert seen[0] == seen[1]
+
+
+def begun(app: Flask, environ: dict[str, Any]) -> Any:
+    """What is known of a request when its context has been entered."""
+    given = dict(environ)
+    try:
+        context = app.request_context(given)
+    except Exception as error:
+        return repr(error)
+    context.push()
+    try:
+        request, adapter = context.request, context.url_adapter
+        facts = {name: value for name, value in vars(request).items() if name not in ("environ", "headers")}
+        facts["json_module"] = facts.pop("json_module") is app.json
+        facts["routing_exception"] = repr(facts.pop("routing_exception", None))
+        facts["url_rule"] = repr(facts.pop("url_rule", None))
+        ways = None if adapter is None else {k: v for k, v in vars(adapter).items() if k != "map"}
+        is_its_own = given["werkzeug.request"] is request and request.environ is given
+        return (
+            facts,
+            ways,
+            is_its_own,
+            dict(request.headers),
+            request.url,
+            adapter is None or adapter.map is app.url_map,
+        )
+    finally:
+        context.pop()
+
+
+@pytest.mark.skipif(not KNOWN, reason="all steps are taken")
+def test_a_session_interface_that_changes_a_request_changes_no_other() -> None:
+    """What the next request begins with is made anew, not taken from one that somebody has had in hands."""
+
+    class Meddling(SecureCookieSessionInterface):
+        def open_session(self, app: Flask, request: flask.Request) -> Any:
+            request.method, request.path = "BAD", "/bad"
+            return super().open_session(app, request)
+
+    app = Flask("meddling")
+    app.add_url_rule("/item/7", "item", lambda: "")
+    app.session_interface = Meddling()
+    take_shortcuts(app)
+    for _ in range(3):
+        context = app.request_context(USUAL | {"QUERY_STRING": ""})
+        assert (context.request.method, context.request.path) == ("GET", "/item/7")
+        context.push()
+        context.pop()
+
+
+@pytest.mark.skipif(not KNOWN, reason="all steps are taken")
+def test_which_requests_are_known() -> None:
+    """Those for paths without values and queries; so many, and none that is long."""
+    app = Flask("known")
+    for path in ("/a", "/b/<number>", "/" + "x" * LENGTH_LIMIT):
+        app.add_url_rule(path, path)
+    take_shortcuts(app)
+    known: dict[Any, Any] = app.request_context(dict(USUAL)).rules.requests  # type: ignore[attr-defined]
+
+    def ask(**more: Any) -> int:
+        context = app.request_context(USUAL | {"QUERY_STRING": ""} | more)
+        context.push()
+        context.pop()
+        return len(known)
+
+    assert ask(PATH_INFO="/a", QUERY_STRING="x=1") == 0
+    assert ask(PATH_INFO="/b/1") == 0
+    assert ask(PATH_INFO="/missing") == 0
+    assert ask(PATH_INFO="/" + "x" * LENGTH_LIMIT) == 0
+    assert ask(PATH_INFO="/a", HTTP_UPGRADE="websocket") == 0
+    assert ask(PATH_INFO="/a") == 1
+    assert ask(PATH_INFO="/a") == 1
+    assert max(ask(PATH_INFO="/a", HTTP_HOST=f"host{number}") for number in range(PATHS_LIMIT + 10)) <= PATHS_LIMIT
+
+
+def test_a_view_may_be_replaced_at_any_time() -> None:
+    """By another function, by what cannot be looked up in a set, by a coroutine function."""
+
+    class Unhashable:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self) -> str:
+            return "unhashable"
+
+    async def waits() -> str:
+        return "waited"
+
+    app = Flask("replaced")
+    app.add_url_rule("/", "view", lambda: "first")
+    take_shortcuts(app)
+    client = app.test_client()
+    assert [client.get("/").text for _ in range(2)] == ["first"] * 2
+    for view, answer in ((lambda: "second", "second"), (Unhashable(), "unhashable"), (waits, "waited")):
+        app.view_functions["view"] = view
+        if view is waits and find_spec("asgiref") is None:
+            assert client.get("/").status_code == 500  # Flask says that it needs asgiref
+        else:
+            assert [client.get("/").text for _ in range(2)] == [answer] * 2
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                ["Content-Length", "content-length", "Location", "LOCATION", "Content-Location", "Vary", "X-A"]
+            ),
+            st.sampled_from(["5", "/there", "http://a/b", "caf\xe9"]),
+        ),
+        max_size=4,
+    ),
+    st.sampled_from((200, 204, 304, 302, 100, 404)),
+    st.sampled_from(("GET", "HEAD")),
+)
+def test_a_response_has_the_fields_that_werkzeug_gives_it(
+    fields: list[tuple[str, str]], status: int, method: str
+) -> None:
+    """Of any names in any spelling: twice, so that what is remembered of the names is used."""
+    environ = USUAL | {"REQUEST_METHOD": method}
+    for _ in range(2):
+        made = []
+        for kind in (flask.Response, Response):
+            body, line, headers = kind("hello", status, fields, mimetype="text/plain").get_wsgi_response(dict(environ))
+            made.append((b"".join(body), line, headers))
+        assert made[0] == made[1]
 
 
 @given(

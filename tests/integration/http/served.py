@@ -157,6 +157,20 @@ def fields(environ: Environ, start: StartResponse) -> list[bytes]:
     return [piece.encode("latin-1") for piece in wish.get("body", ["ok"])]
 
 
+class ClosingList(list[bytes]):
+    """A list that notes when it is closed."""
+
+    def close(self) -> None:
+        """Leave a note for /closed."""
+        closed.append("closing list")
+
+
+def closing_list(environ: Environ, start: StartResponse) -> list[bytes]:
+    """A list of one piece that can be closed; with a query its fields cannot be sent."""
+    start("200 OK", [TEXT, ("X", "a\nb")] if environ["QUERY_STRING"] else [TEXT])
+    return ClosingList([b"ok"])
+
+
 def crash(environ: Environ, start: StartResponse) -> list[bytes]:
     """Raises before it has said anything."""
     raise RuntimeError("on purpose")
@@ -349,7 +363,7 @@ APPS: dict[str, Callable[..., Any]] = {
     "/control": control, "/migrate": migrate, "/ignore-upgrade": ignore_upgrade, "/raw": take_raw,
     "/keep-socket": keep_socket, "/garbage": garbage, "/late-events": late_events, "/endless": endless,
     "/nothing": nothing, "/crash-after-write": crash_after_write, "/crash-in-close": crash_in_close,
-    "/too-late": too_late, "/deaf": deaf,
+    "/too-late": too_late, "/deaf": deaf, "/closing-list": closing_list,
 }  # fmt: skip
 
 

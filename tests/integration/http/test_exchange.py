@@ -200,6 +200,10 @@ def wished(served: Served, status: str, *fields: tuple[str, str], body: tuple[st
         ("200 OK", [("A B", "c")]),
         ("200 OK", [("A:", "c")]),
         ("200 OK", [("", "c")]),
+        ("200 OK", [("Set-Cookie", "b\r\nC: d")]),
+        ("200 OK", [("A", "b"), ("Set-Cookie", "b\x00")]),
+        ("200 OK", [("Set-Cookie", "\u20ac")]),
+        ("200 OK", [("Set-Cookie", 7)]),
         ("200 OK", [("Content-Length", "+2")]),
         ("200 OK", [("Content-Length", "2"), ("Content-Length", "3")]),
     ],
@@ -244,6 +248,37 @@ def test_hop_by_hop_fields_of_the_application_are_dropped(served: Served) -> Non
     assert wished(served, "200 OK", ("Connection", "close")).count(b"HTTP/1.1 ") == 1
 
 
+COOKIES = [[], ["a=b"], ["a=b", "c=d"], ["a=b", "a=b"], ["", "a=\xe9\t"], ["a=" + "b" * 5000]]
+
+
+@pytest.mark.parametrize("status", ["200 OK", "204 No Content", "302 Found"])
+def test_cookies_arrive_in_their_order_and_change_nothing_else(served: Served, status: str) -> None:
+    """Whichever fields stand around them, and whatever was answered on the connection before."""
+    wishes, expected = [], []
+    for cookies in [*COOKIES, *reversed(COOKIES)]:
+        for after in ([], [("X-A", "1")]):
+            fields = [("Content-Type", "text/plain"), *(("Set-Cookie", value) for value in cookies), *after]
+            wish = json.dumps({"status": status, "fields": fields, "body": ["ok"]}).encode()
+            wishes.append(b"POST /fields HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(wish), wish))
+            names = [
+                "date",
+                "content-type",
+                *(["x-a"] if after else []),
+                *([] if "204" in status else ["content-length"]),
+            ]
+            expected.append((cookies, sorted(names)))
+    rest = served.ask(*wishes)
+    found = []
+    for _ in wishes:
+        head, _, rest = rest.partition(b"\r\n\r\n")
+        lines = [line.partition(": ") for line in head.decode("latin-1").split("\r\n")[1:]]
+        cookies = [value for name, _, value in lines if name == "Set-Cookie"]
+        found.append((cookies, sorted(name.lower() for name, _, _ in lines if name != "Set-Cookie")))
+        rest = rest if "204" in status else rest.removeprefix(b"ok")
+    assert found == expected
+    assert rest == b""
+
+
 def test_own_date_is_not_doubled(served: Served) -> None:
     """An application's Date stands; otherwise the server adds one."""
     assert re.search(rb"\r\nDate: \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT\r\n", wished(served, "200 OK"))
@@ -257,6 +292,7 @@ def test_own_date_is_not_doubled(served: Served) -> None:
         ("/twice", 500, b"500 Internal Server Error\n"),
         ("/never", 500, b"500 Internal Server Error\n"),
         ("/error-page", 503, b"sorry"),
+        ("/closing-list", 200, b"Content-Length: 2\r\nConnection: close\r\n\r\nok"),
         ("/write", 200, b"4\r\none \r\n4\r\ntwo \r\n5\r\nthree\r\n0\r\n\r\n"),
         ("/lazy", 200, b"4\r\nlazy\r\n0\r\n\r\n"),
         ("/crash-late", 200, b"5\r\nfirst\r\n"),
@@ -271,6 +307,15 @@ def test_pep_3333(served: Served, path: str, status: int, end: bytes) -> None:
     answer = served.ask(get(path))
     assert status_of(answer) == status
     assert answer.endswith(end)
+
+
+def test_a_list_that_can_be_closed_is(served: Served) -> None:
+    """Of one piece, it is sent as any list is, and closed then, also when that fails."""
+    before = json.loads(served.ask(get("/notes")).partition(b"\r\n\r\n")[2])["closed"]
+    served.ask(get("/closing-list"))
+    assert status_of(served.ask(get("/closing-list?bad"))) == 500
+    after = json.loads(served.ask(get("/notes")).partition(b"\r\n\r\n")[2])["closed"]
+    assert after[len(before) :] == ["closing list"] * 2
 
 
 def test_a_file_is_sent_whole(served: Served) -> None:

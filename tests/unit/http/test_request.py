@@ -252,6 +252,38 @@ def test_a_changed_cookie_is_read_as_the_whole(first: bytes, value: bytes, other
         )
 
 
+@settings(max_examples=500)
+@given(st.sampled_from(WITH_COOKIE), st.lists(st.tuples(COOKIES, st.sampled_from(["", "/y?z", "POST"])), max_size=6))
+def test_a_chain_of_changes_is_read_as_the_whole(first: bytes, changes: list[tuple[bytes, str]]) -> None:
+    """A cookie that changes again and again, with lines that change in between: each is what it says, as are those
+    before it.
+    """
+    reader = HeadReader(HttpSettings(), SITE)
+    last, head = first, read(first, reader)
+    start, _, rest = first.partition(b"ookie: ")
+    seen = [(first, head)]
+    for value, line in changes:
+        data = start + b"ookie: " + value + rest[rest.index(b"\r\n") :]
+        found = reader.read_cookie(data, last, head)
+        if found is not None:
+            last, head = data, found
+            seen.append((last, head))
+        if line:
+            method, target, version = last.partition(b"\r\n")[0].split(b" ")
+            method, target = (b"POST", target) if line == "POST" else (method, line.encode())
+            fields = last[last.index(b"\r\n") :]
+            data = b" ".join((method, target, version)) + fields
+            found = reader.read_line(data, fields, head)
+            if found is not None:
+                last, head = data, found
+                seen.append((last, head))
+                start, _, rest = last.partition(b"ookie: ")
+    for data, found in seen:
+        whole = read(data)
+        assert found.environ_for("127.0.0.1", "1") == whole.environ_for("127.0.0.1", "1")
+        assert (found.is_head, found.is_http10, found.keep_alive) == (whole.is_head, whole.is_http10, whole.keep_alive)
+
+
 @pytest.mark.parametrize(("first", "is_known"), [*zip(WITH_COOKIE, (1, 1, 1, 0, 1, 0, 0, 1), strict=True)])
 def test_which_cookies_are_read_alone(first: bytes, is_known: int) -> None:
     """The only Cookie field of a head, as everybody spells it; not two of them, nor one that needs stripping."""

@@ -39,6 +39,22 @@ def test_every_changed_character_is_noticed(index: int, character: str) -> None:
     assert (SIGNER.verify(forged) is None) == (forged != text)
 
 
+def test_a_replaced_cookie_is_forgotten_and_still_good() -> None:
+    """What a client holds is remembered once, not each that it has held; one that comes late is read as any other."""
+    signer = CookieSigner(["secret"])
+    first = text = signer.sign(Cookie("s" * 43, 1, 1))
+    for version in range(2, 100):
+        cookie = signer.verify(text)
+        assert cookie is not None
+        text = signer.renew(cookie, version, version)
+    assert len(signer._known) == 1
+    assert signer.verify(first) == Cookie("s" * 43, 1, 1)
+    latest = signer.verify(text)
+    assert latest == Cookie("s" * 43, 99, 99)
+    assert latest is not None
+    assert latest.name == Cookie("s" * 43, 0, 0).name
+
+
 def test_redis_gets_a_hash() -> None:
     """What the session is called in Redis does not lead back to the cookie."""
     assert Cookie("abc", 0, 0).name == "ba7816bf8f01cfea414140de5dae2223"

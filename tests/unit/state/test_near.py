@@ -191,3 +191,35 @@ def test_the_table_of_recent_invalidations_is_bounded(monkeypatch: pytest.Monkey
         near.invalidate(f"k{number}")
     assert near.fill("other", "v", begun) is None
     assert near.fill("other", "v", near.begin()) is not None
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_told_together_is_told_one_by_one(ordered: bool) -> None:
+    """Whatever is told of which names: the same entries are left, and the same fills are accepted afterwards."""
+    marks = [b"", b"8", b"9", b"10"]
+    for pairs in itertools.product(itertools.product(["a", "b"], marks), repeat=2):
+        left = []
+        for together in (False, True):
+            near = make_near(ordered=ordered)
+            for name in ("a", "b"):
+                near.fill(name, name, near.begin(), mark=b"9")
+            begun = near.begin()
+            if together:
+                near.invalidate_many(pairs)
+            else:
+                for name, mark in pairs:
+                    near.invalidate(name, mark)
+            kept = [name for name in ("a", "b") if near.get(name) is not None]
+            filled = [near.fill(name, name, begun, mark=mark) is not None for name in ("a", "b") for mark in marks]
+            left.append((kept, filled))
+        assert left[0] == left[1]
+
+
+def test_a_deletion_is_never_overlooked() -> None:
+    """A message without a mark drops an entry without one, and refuses a fill that was under way."""
+    near = make_near()
+    begun = near.begin()
+    near.fill("k", "value", begun)
+    near.invalidate("k")
+    assert near.get("k") is None
+    assert near.fill("k", "value", begun) is None
