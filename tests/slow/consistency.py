@@ -634,7 +634,7 @@ def check(options: argparse.Namespace) -> Run:
     if names:
         greenlets.append(gevent.spawn(break_things, run, world, names, options.pause))
     try:
-        wait_for_operations(run, options)
+        wait_for_operations(run, options, names)
         gevent.sleep(0.1)
         run.end()
         gevent.joinall(greenlets, timeout=30)
@@ -655,10 +655,14 @@ def check(options: argparse.Namespace) -> Run:
     return run
 
 
-def wait_for_operations(run: Run, options: argparse.Namespace) -> None:
-    """Until enough was done, or (with a guard off) enough was found."""
+def wait_for_operations(run: Run, options: argparse.Namespace, faults: list[str]) -> None:
+    """Until enough was done and each of the faults has happened, or (with a guard off) enough was found."""
     began = told = time.monotonic()
-    while run.operations.total() < options.operations and time.monotonic() - began < options.seconds:
+
+    def is_enough() -> bool:
+        return run.operations.total() >= options.operations and all(run.faults[name] for name in faults)
+
+    while not is_enough() and time.monotonic() - began < options.seconds:
         gevent.sleep(0.1)
         if options.guard_off and len(run.violations) >= 3:
             return
@@ -682,7 +686,7 @@ def report(run: Run, seconds: float) -> None:
 def main() -> int:
     """See the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--operations", type=int, default=200_000, help="stop after this many")
+    parser.add_argument("--operations", type=int, default=200_000, help="stop after this many, and all faults")
     parser.add_argument("--seconds", type=float, default=1200, help="or after this time")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--faults", nargs="*", choices=[*FAULTS, "none"], help="default: all")
