@@ -671,6 +671,7 @@ def test_a_request_is_what_flask_makes(changes: list[tuple[str, Any]]) -> None:
 SWITCHES: dict[str, Callable[[Flask], None]] = {
     "server name": lambda app: app.config.update(SERVER_NAME=None if app.config["SERVER_NAME"] else "a"),
     "trusted hosts": lambda app: app.config.update(TRUSTED_HOSTS=None if app.config["TRUSTED_HOSTS"] else ["a"]),
+    "trusted hosts of the class": lambda app: setattr(flask.Request, "trusted_hosts", ["b", "a:80"]),
     "subdomains": lambda app: setattr(app, "subdomain_matching", not app.subdomain_matching),
     "default subdomain": lambda app: setattr(app.url_map, "default_subdomain", app.url_map.default_subdomain + "x"),
     "redirects": lambda app: setattr(app.url_map, "redirect_defaults", not app.url_map.redirect_defaults),
@@ -702,23 +703,30 @@ def changed(keys: Iterable[str]) -> st.SearchStrategy[tuple[str, Any]]:
 @settings(max_examples=300)
 def test_a_known_request_begins_as_any(steps: list[str | list[tuple[str, Any]]]) -> None:
     """Whatever came before: the attributes, the adapter, the rule and the values are those that Flask makes."""
-    seen: list[list[Any]] = []
+    seen = []
     for takes in (False, True):
-        app = Flask("known")
-        for path in ("/", "/item/7", "/item/<int:number>", "/x/", "/caf\xe9"):
-            app.add_url_rule(path, path, methods=["GET", "POST"])
-        app.add_url_rule("/default", "default", defaults={"page": 1})
-        if takes:
-            take_shortcuts(app)
-        notes: list[Any] = []
-        for step in [*steps, *steps, [], []]:
-            if isinstance(step, str):
-                SWITCHES[step](app)
-                continue
-            given = USUAL | {"QUERY_STRING": ""} | dict(step)
-            notes.append(begun(app, {key: value for key, value in given.items() if value is not None}))
-        seen.append(notes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(flask.Request, "trusted_hosts", None)  # what a step sets is undone
+            seen.append(notes_of(takes, steps))
     assert seen[0] == seen[1]
+
+
+def notes_of(takes: bool, steps: list[str | list[tuple[str, Any]]]) -> list[Any]:
+    """What an application, with or without shortcuts, knows of each request."""
+    app = Flask("known")
+    for path in ("/", "/item/7", "/item/<int:number>", "/x/", "/caf\xe9"):
+        app.add_url_rule(path, path, methods=["GET", "POST"])
+    app.add_url_rule("/default", "default", defaults={"page": 1})
+    if takes:
+        take_shortcuts(app)
+    notes: list[Any] = []
+    for step in [*steps, *steps, [], []]:
+        if isinstance(step, str):
+            SWITCHES[step](app)
+            continue
+        given = USUAL | {"QUERY_STRING": ""} | dict(step)
+        notes.append(begun(app, {key: value for key, value in given.items() if value is not None}))
+    return notes
 
 
 def begun(app: Flask, environ: dict[str, Any]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import random
 import re
 import socket
 from typing import Any
@@ -125,6 +127,24 @@ def test_repeated_fields_do_not_hide_a_bad_line(served: Served) -> None:
             good, line + b"\r\nHost: a\r\n\r\n" + (b"hello" if b"Length" in line else b""), b"!", end=True
         )
         assert [int(code) for code in re.findall(rb"HTTP/1\.1 (\d+)", answer)][:2] == [200, status], line
+
+
+def test_a_connection_s_lines_and_cookies_are_each_request_s_own(served: Served) -> None:
+    """Whatever changes from one request to the next, and back again, the application sees what this one said."""
+    chosen = random.Random(7)
+    for _ in range(40):
+        with served.connect() as sock:
+            for _ in range(12):
+                path, cookie = (
+                    chosen.choice(["/echo", "/echo?1", "/echo?22"]),
+                    chosen.choice(["a=1", "a=2", "a=33", ""]),
+                )
+                line = f"Cookie: {cookie}\r\n" if cookie else ""
+                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n{line}\r\n".encode())
+                answer = http.client.HTTPResponse(sock)
+                answer.begin()
+                environ = json.loads(answer.read())["environ"]
+                assert (environ["RAW_URI"], environ.get("HTTP_COOKIE", "")) == (path, cookie)
 
 
 def test_a_thousand_pipelined_requests(served: Served) -> None:
@@ -267,7 +287,7 @@ def test_cookies_arrive_in_their_order_and_change_nothing_else(served: Served, s
                 *([] if "204" in status else ["content-length"]),
             ]
             expected.append((cookies, sorted(names)))
-    rest = served.ask(*wishes)
+    rest = served.ask(*wishes, end=True)
     found = []
     for _ in wishes:
         head, _, rest = rest.partition(b"\r\n\r\n")
