@@ -10,6 +10,7 @@ from flask import Flask
 from flask.globals import _cv_request
 from flask.signals import request_finished, request_started
 
+from sharedcluster.flask_shortcuts.functions import PlainFunctions
 from sharedcluster.flask_shortcuts.responses import Response, json_response, text_response
 
 VIEWS_LIMIT: Final = 1000
@@ -67,8 +68,10 @@ class Dispatch:
         return response
 
     def _ensure_sync(self, view: Any) -> Any:
-        """What runs a view, remembered if that is the view itself. An application has few, and keeps them."""
-        ensured = self._app.ensure_sync(view)
-        if ensured is view and type(view) is FunctionType and len(self._plain_views) < VIEWS_LIMIT:
+        """What runs a view, remembered if that is the view itself: an application has few, and keeps them."""
+        ensure = self._app.ensure_sync
+        ensured = ensure(view)
+        is_known = ensured is view and type(view) is FunctionType and type(ensure) is PlainFunctions
+        if is_known and len(self._plain_views) < VIEWS_LIMIT:
             self._plain_views.add(view)
         return ensured

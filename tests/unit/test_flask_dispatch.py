@@ -745,14 +745,9 @@ def begun(app: Flask, environ: dict[str, Any]) -> Any:
         facts["url_rule"] = repr(facts.pop("url_rule", None))
         ways = None if adapter is None else {k: v for k, v in vars(adapter).items() if k != "map"}
         is_its_own = given["werkzeug.request"] is request and request.environ is given
-        return (
-            facts,
-            ways,
-            is_its_own,
-            dict(request.headers),
-            request.url,
-            adapter is None or adapter.map is app.url_map,
-        )
+        outer = None if (of_app := _cv_app.get().url_adapter) is None else of_app.server_name
+        is_on_map = adapter is None or adapter.map is app.url_map
+        return facts, ways, outer, is_its_own, is_on_map, dict(request.headers), request.url
     finally:
         context.pop()
 
@@ -825,6 +820,22 @@ def test_a_view_may_be_replaced_at_any_time() -> None:
             assert client.get("/").status_code == 500  # Flask says that it needs asgiref
         else:
             assert [client.get("/").text for _ in range(2)] == [answer] * 2
+
+
+def test_an_application_that_runs_its_views_in_a_way_of_its_own() -> None:
+    """It is asked for each request, whatever it said of a view before."""
+    asked: list[str] = []
+
+    class Own(Flask):
+        def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+            asked.append(func.__name__)
+            return func if len(asked) % 2 else lambda: "run otherwise"
+
+    app = Own("own")
+    app.add_url_rule("/", "view", lambda: "as it is")
+    take_shortcuts(app)
+    client = app.test_client()
+    assert [client.get("/").text for _ in range(4)] == ["as it is", "run otherwise"] * 2
 
 
 @given(
