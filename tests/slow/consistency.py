@@ -281,7 +281,12 @@ def between_writes() -> float:
     return random.uniform(0, 0.05) if random.random() < 0.9 else STALE_BOUND + 1.5
 
 
-def cache_writer(run: Run, register: Register, name: str) -> None:
+def rarely() -> float:
+    """So seldom that a key is often not read while a worker's ear is away: a read then would drop what is stale."""
+    return random.uniform(STALE_BOUND + 1, STALE_BOUND + 3)
+
+
+def cache_writer(run: Run, register: Register, name: str, pause: Callable[[], float] = between_writes) -> None:
     """Set a key to growing numbers; after an unknown outcome the key is given up, another one takes its place."""
     client = Client(run)
     for generation in itertools.count():
@@ -294,18 +299,18 @@ def cache_writer(run: Run, register: Register, name: str) -> None:
                 client.call("/cache", {"set": {key: number}})
                 run.operations["cache set"] += 1
                 register.note(key, number)
-                gevent.sleep(between_writes())
+                gevent.sleep(pause())
         except UnknownOutcome:
             run.unknown["cache"] += 1
             register.keys.pop(key)
             gevent.sleep(random.uniform(0, 0.3))
 
 
-def cache_reader(run: Run, register: Register) -> None:
+def cache_reader(run: Run, register: Register, at_once: int = 12, pause: float = 0.01) -> None:
     """Read keys and see that nothing is older than the bound allows."""
     client = Client(run)
     while not run.is_over():
-        keys = random.sample(sorted(register.keys), min(12, len(register.keys)))
+        keys = random.sample(sorted(register.keys), min(at_once, len(register.keys)))
         began = time.monotonic()
         try:
             values = client.call("/cache", {"get": keys})["values"]
@@ -317,7 +322,7 @@ def cache_reader(run: Run, register: Register) -> None:
             run.operations["cache get"] += 1
             if value is not None and value < register.required(key, began):
                 run.violated("cache", f"{key} is {value}, {register.required(key, began)} was acknowledged before")
-        gevent.sleep(random.uniform(0, 0.01))
+        gevent.sleep(random.uniform(0, pause))
 
 
 def row_writer(run: Run, register: Register, name: str) -> None:
@@ -614,7 +619,7 @@ def check(options: argparse.Namespace) -> Run:
         environ["CONSISTENCY_LOSE"] = str(options.lose)
     world = World(options.workers, environ)
     run = Run(world.cluster.port)
-    cached, rows = Register(), Register()
+    cached, quiet, rows = Register(), Register(), Register()
     steps: dict[str, tuple[list[int], list[int]]] = {f"d{n}": ([], []) for n in range(2)}
     sections: dict[str, list[tuple[float, float, int]]] = {f"l{n}": [] for n in range(2)}
     sent: dict[str, dict[str, int]] = {f"c{n}": {} for n in range(2)}
@@ -623,6 +628,8 @@ def check(options: argparse.Namespace) -> Run:
     if not options.lose:
         tasks += [(parallel_sessions, run)] * 4 + [(destroyed_sessions, run)] * 3
         tasks += [(cache_writer, run, cached, f"k{n}") for n in range(16)] + [(cache_reader, run, cached)] * 8
+        tasks += [(cache_writer, run, quiet, f"q{n}", rarely) for n in range(60)]
+        tasks += [(cache_reader, run, quiet, 3, 0.1)] * 2
         tasks += [(row_writer, run, rows, f"r{n}") for n in range(12)] + [(row_reader, run, rows)] * 6
         tasks += [(dict_counter, run, name, *steps[name]) for name in steps for _ in range(3)]
         tasks += [(lock_user, run, name, sections[name]) for name in sections for _ in range(3)]
