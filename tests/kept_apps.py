@@ -57,7 +57,7 @@ class Desk:
         self.write("shop.py", APP.format(version="one"))
 
     def write(self, name: str, text: str) -> Path:
-        """A file in the folder."""
+        """A file in the folder. New code must have another length: Python tells a file's age by whole seconds."""
         path = self.folder / name
         path.write_text(text)
         return path

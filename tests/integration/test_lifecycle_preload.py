@@ -61,10 +61,10 @@ def test_loaded_once_a_generation(start_cluster: StartCluster) -> None:
 def test_a_reload_loads_new_code(changing: Cluster, tmp_path: Path) -> None:
     """Preloading never serves stale code; the old mold leaves."""
     old = mold_of(changing)
-    (tmp_path / "changing.py").write_text(GOOD.format(version="two"))
+    (tmp_path / "changing.py").write_text(GOOD.format(version="second"))
     assert changing.cli("reload").returncode == 0
     wait_until(lambda: len(changing.workers()) == 2, "the old generation is gone")
-    assert {changing.get("/").body for _ in range(4)} == {b"two"}
+    assert {changing.get("/").body for _ in range(4)} == {b"second"}
     wait_until(lambda: not psutil.pid_exists(old), "the old mold is gone")
 
 

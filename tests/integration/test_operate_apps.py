@@ -67,14 +67,14 @@ def test_a_file_of_two_apps(desk: Desk) -> None:
 def test_new_code_by_reload(desk: Desk) -> None:
     """reload waits until the new code serves; code that does not load changes nothing and exits with 3."""
     desk.start()
-    desk.write("shop.py", APP.format(version="two"))
+    desk.write("shop.py", APP.format(version="second"))
     assert "generation 2 serves" in desk.cli("reload", "shop").stdout
-    assert desk.get("/").json["version"] == "two"
+    assert desk.get("/").json["version"] == "second"
     desk.write("shop.py", "broken(")
     failed = desk.cli("reload", "shop", ok=False)
     assert failed.returncode == 3
     assert "SyntaxError" in failed.stderr
-    assert desk.get("/").json["version"] == "two"
+    assert desk.get("/").json["version"] == "second"
 
 
 def test_a_killed_worker_and_a_killed_primary_come_back(desk: Desk) -> None:

@@ -71,7 +71,7 @@ def test_new_code_serves_and_no_connection_is_closed(changing: Cluster, tmp_path
     for each in clients:
         each.start()
     wait_until(lambda: all(len(c.answers) > 10 for c in clients), "all clients are served")
-    for version in ("two", "three", "four"):
+    for version in ("second", "three", "four"):
         (tmp_path / "changing.py").write_text(APP.format(version=version))
         result = changing.cli("reload")
         assert result.returncode == 0, result.stderr
@@ -106,7 +106,7 @@ def test_code_that_does_not_load_changes_nothing(changing: Cluster, tmp_path: Pa
 
 def test_reloads_queue(changing: Cluster, tmp_path: Path) -> None:
     """Two HUPs at once and one more during the reload: at the end one generation is left, with the last code."""
-    (tmp_path / "changing.py").write_text(APP.format(version="two"))
+    (tmp_path / "changing.py").write_text(APP.format(version="second"))
     changing.signal(signal.SIGHUP)
     wait_until(lambda: changing.status()["state"] == "reloading", "it reloads")
     (tmp_path / "changing.py").write_text(APP.format(version="three"))
