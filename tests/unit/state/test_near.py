@@ -223,3 +223,11 @@ def test_a_deletion_is_never_overlooked() -> None:
     near.invalidate("k")
     assert near.get("k") is None
     assert near.fill("k", "value", begun) is None
+
+
+def test_what_is_asked_for_after_a_message_is_kept() -> None:
+    """Only a read that was under way is refused: the next one is remembered, whatever was heard before."""
+    near = make_near()
+    for number in range(5):
+        near.invalidate_many([("k", b"%d" % number), ("other", b""), ("k", b"")])
+        assert near.fill("k", "value", near.begin(), mark=b"mine") is not None
