@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import threading
 import time
@@ -399,6 +400,47 @@ def test_what_cannot_be_stored_names_its_key(state: SharedState) -> None:
         browser.set(state, big="x" * 20_000)
     with pytest.raises(TypeError, match="keys are strings"):
         browser.visit(state, lambda session: session.__setitem__(1, 2))  # type: ignore[index]
+
+
+def test_limits_hold_for_each_write(state: SharedState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that is there as of a new one: one large value, many together; what was stored before counts."""
+    limits = dataclasses.replace(state.settings, session_field_limit=1000, session_limit=3000)
+    monkeypatch.setattr(state.sessions, "_settings", limits)
+    browser = Browser()
+    browser.set(state, a=1)
+    with pytest.raises(SessionTooLargeError, match=r"session\['b'\] is 1002 bytes"):
+        browser.set(state, b="x" * 1000)
+    browser.set(state, b="x" * 900, c="x" * 900)
+    with pytest.raises(SessionTooLargeError, match="the session is"):
+        browser.set(state, d="x" * 600, e="x" * 600)
+    with pytest.raises(SessionTooLargeError, match="the session is"):
+        browser.visit(state, lambda session: session.update({f"f{number}": "x" * 400 for number in range(4)}))
+    assert browser.visit(state, lambda session: sorted(session)) == ["a", "b", "c"]
+
+
+def test_a_write_may_remove_bind_and_rotate_as_well(make_state: MakeState) -> None:
+    """Whatever else a request wants of a session that it writes to: all of it has happened for every worker."""
+    first, second = make_state(), make_state()
+    browser = Browser()
+    browser.set(first, a=1, b=2)
+
+    def change(session: Session) -> None:
+        session["a"] = 3
+        del session["b"]
+        session.bind_user("ann")
+
+    browser.visit(first, change)
+    assert browser.visit(second, lambda session: (session.copy(), session.user)) == ({"a": 3}, "ann")
+    assert len(second.sessions.list_user("ann")) == 1
+
+    def renew(session: Session) -> None:
+        session.update(a=4, c=5)
+        session.rotate()
+
+    browser.visit(second, renew)
+    assert browser.visit(first, lambda session: (session.copy(), session.user)) == ({"a": 4, "c": 5}, "ann")
+    browser.visit(first, lambda session: session.pop("c"))
+    assert browser.visit(second, lambda session: session.copy()) == {"a": 4}
 
 
 def test_it_is_a_mapping(state: SharedState) -> None:
