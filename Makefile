@@ -47,7 +47,7 @@ integration: setup-test  ## real clusters
 test-slow: setup-test  ## storms, fuzzing, soak
 	$(BIN)/python -m pytest tests/slow -m slow
 
-consistency: setup-test  ## 200,000 operations on a cluster under faults, checked against the guarantees; ten minutes
+consistency: setup-test  ## 200,000 operations on a cluster under faults, checked against the guarantees; one minute to ten
 	$(BIN)/python -m tests.slow.consistency
 
 bench:  ## the whole comparison with other servers; about twenty minutes
