@@ -6,7 +6,6 @@ in it hangs on two connections, the data connection (`connection.GroupCommit`) a
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import threading
@@ -16,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any
 
 from sharedcluster.errors import Bug, RedisNeededError, StateUnavailableError
@@ -229,36 +227,38 @@ class SharedState:
         return StateFacts(self.address.public, state, latency, self.subscriber.gaps, counts)
 
     def _hear_invalidations(self, payloads: list[bytes]) -> None:
-        """`kind mark name`: s session, c cached value, t tag, d dict, l lock; the mark is `-` for a deletion."""
-        try:
-            told = [
-                (kind, name.decode(), b"" if mark == b"-" else mark)
-                for kind, mark, name in [payload.split(b" ", 2) for payload in payloads]
-            ]
-        except ValueError:
-            if len(payloads) > 1:
-                for payload in payloads:
-                    self._hear_invalidations([payload])
-            else:
+        """`kind mark name`: s session, c cached value, t tag, d dict, l lock; the mark is `-` for a deletion.
+
+        Of sessions any number of marks and names follow one another: every worker hears of every write of its site.
+        """
+        for payload in payloads:
+            kind, _, rest = payload.partition(b" ")
+            try:
+                if kind == b"s":
+                    self._session_near.invalidate_many(_pairs(rest))
+                    continue
+                raw_mark, raw_name = rest.split(b" ", 1)
+                mark, name = b"" if raw_mark == b"-" else raw_mark, raw_name.decode()
+            except ValueError:
                 log.warning("somebody else publishes on the channel of invalidations; what is none is lost")
-            return
-        for kind, group in itertools.groupby(told, itemgetter(0)):
-            if kind == b"s":  # every worker hears of every write of its site, so these go together
-                self._session_near.invalidate_many([*map(_name_and_mark, group)])
                 continue
-            for _, name, mark in group:
-                if kind == b"c":
-                    self.cache.hear(name, mark)
-                elif kind == b"t":
-                    self.cache.hear_tag(name)
-                elif kind == b"d":
-                    self._dict_near.invalidate(name, mark)
-                    self._watchers.hear(name)
-                elif kind == b"l":
-                    self._locks.hear(name)
+            if kind == b"c":
+                self.cache.hear(name, mark)
+            elif kind == b"t":
+                self.cache.hear_tag(name)
+            elif kind == b"d":
+                self._dict_near.invalidate(name, mark)
+                self._watchers.hear(name)
+            elif kind == b"l":
+                self._locks.hear(name)
 
 
-_name_and_mark = itemgetter(1, 2)
+def _pairs(rest: bytes) -> list[tuple[str, bytes]]:
+    """Names and marks out of `mark name mark name ...`, whose names have no blanks; ValueError if there is a rest."""
+    marks, names = rest.split(b" ")[::2], rest.decode().split(" ")[1::2]
+    if b"-" in marks:
+        marks = [b"" if mark == b"-" else mark for mark in marks]
+    return list(zip(names, marks, strict=True))
 
 
 def live_states() -> list[SharedState]:

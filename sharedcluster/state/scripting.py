@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
 
-from sharedcluster.state.wire import Argument, Command, Form
+from sharedcluster.state.wire import Argument, Command, pack_argument
 
 _SCRIPTS = files("sharedcluster.state").joinpath("scripts")
 _TEXTS: dict[str, str] = {}
@@ -32,11 +33,44 @@ def script_text(sha: str) -> str:
     return _TEXTS[sha]
 
 
-def script_form(name: str, keys: int, arguments: Sequence[bytes | None]) -> Form:
-    """The command that runs scripts/NAME.lua with that many keys, which differ, and arguments, of which some do."""
-    return Form([b"EVALSHA", script_sha(name).encode(), b"%d" % keys, *[None] * keys, *arguments])
-
-
 def script_command(name: str, keys: Sequence[str], args: Iterable[Argument]) -> Command:
     """The command that runs scripts/NAME.lua, for `GroupCommit.many`."""
     return ("EVALSHA", script_sha(name), len(keys), *keys, *args)
+
+
+class Part(NamedTuple):
+    """One caller's share in a run of a `JointScript`, packed."""
+
+    script: JointScript
+    keys: bytes
+    key_count: int
+    arguments: bytes
+    argument_count: int
+
+    def command(self) -> bytes:
+        """The run that does this and nothing else."""
+        return self.script.command([self])
+
+
+class JointScript:
+    """A script that does the work of several callers in one run, for one call, one reply and one message.
+
+    It is given the keys of all, then the arguments they have in common, then each caller's own, and returns an array:
+    for each what became of its part.
+
+    Args:
+        name: scripts/NAME.lua.
+        common: The arguments they have in common.
+    """
+
+    def __init__(self, name: str, common: Sequence[bytes]) -> None:
+        self._sha = script_sha(name).encode()
+        self._common = b"".join(map(pack_argument, common))
+        self._common_count = len(common)
+
+    def command(self, parts: Sequence[Part]) -> bytes:
+        """The run that does all of these."""
+        key_count = sum([part.key_count for part in parts])
+        count = 3 + key_count + self._common_count + sum([part.argument_count for part in parts])
+        start = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count, self._sha, pack_argument(b"%d" % key_count))
+        return b"".join([start, *[part.keys for part in parts], self._common, *[part.arguments for part in parts]])

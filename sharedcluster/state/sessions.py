@@ -30,10 +30,10 @@ from sharedcluster.state.connection import GroupCommit
 from sharedcluster.state.cookie import Cookie, CookieSigner, new_sid
 from sharedcluster.state.merge import merge
 from sharedcluster.state.near import Near
-from sharedcluster.state.scripting import script_command, script_form
+from sharedcluster.state.scripting import JointScript, Part, script_command
 from sharedcluster.state.session import ENDED, Session, SessionDelta, SessionRecord
 from sharedcluster.state.settings import StateSettings
-from sharedcluster.state.wire import Argument, Command, Form
+from sharedcluster.state.wire import Argument, Command, Form, pack_argument
 
 # A session is touched, and its cookie issued again, when this part of its idle time has passed.
 TOUCH_FRACTION = 0.1
@@ -108,8 +108,12 @@ class SessionStore:
         self._channel = channel
         self._settings = settings
         self._counts = counts
-        self._absolute_ms = int(settings.session_absolute_timeout * 1000)
         self._raw_prefix = self._prefix.encode()
+        absolute_ms = int(settings.session_absolute_timeout * 1000)
+        self._script = JointScript(
+            "session_save",
+            (b"%d" % absolute_ms, channel.encode(), self._user_prefix.encode(), b"%d" % len(self._raw_prefix)),
+        )
         self._forms: dict[tuple[Any, ...], Form] = {}
 
     def open(self, signer: CookieSigner, read_cookies: Callable[[], Iterable[str]], idle: float) -> Session:
@@ -199,7 +203,7 @@ class SessionStore:
             # It raced with a login that rotated the id: a session of its own would push the new cookie out.
             self._counts["session_late_writes"] += not delta.is_empty
             return _KEEP
-        ending: list[Command | bytes] = []
+        ending: list[Command | Part] = []
         if session._was_cleared and session._cookie is not None:
             tombstone_ms = TOMBSTONE_MS if delta.written else 0
             ending.append(self._destroy_command([session._cookie.name], tombstone_ms))
@@ -212,8 +216,11 @@ class SessionStore:
             return _DELETE
         fresh = Cookie(new_sid(), 0, _now_ms())
         begun = self._near.begin()
-        save = self._save_command(fresh.name, fresh.name, session, delta, creates=True)
-        reply = self._commit.many([*ending, save], idempotent=True)[-1]
+        save = self._save(fresh.name, fresh.name, session, delta, creates=True)
+        if ending:
+            reply = self._commit.many([*ending, save], idempotent=True)[-1]
+        else:
+            reply = self._commit.part(save, idempotent=True)
         self._counts["session_created"] += 1
         return self._saved(fresh, SessionRecord(0, {}), session, delta, reply, begun, signer)
 
@@ -227,11 +234,10 @@ class SessionStore:
         if self._settings.session_merge:
             reply, delta = self._merge_in(session, delta, name, target.name)
         elif target is cookie and session._wanted_user is None and not delta.removed:
-            reply = self._commit.packed(self._write_command(name, session, base, delta.written), idempotent=True)
+            reply = self._commit.part(self._write(name, session, base, delta.written), idempotent=True)
         else:
             # Sent twice, a rotation would find its session renamed.
-            save = self._save_command(name, target.name, session, delta)
-            reply = self._commit.packed(save, idempotent=target is cookie)
+            reply = self._commit.part(self._save(name, target.name, session, delta), idempotent=target is cookie)
         if reply[0] == 0:
             # Destroyed or expired between our look and our write: nothing is brought back, and no cookie is set,
             # because the browser may hold a newer session's by now.
@@ -245,13 +251,13 @@ class SessionStore:
 
     def _merge_in(
         self, session: Session, delta: SessionDelta, name: str, target: str
-    ) -> tuple[list[Any], SessionDelta]:
+    ) -> tuple[bytes | list[Any], SessionDelta]:
         """Run the save script until nobody has written our keys since we looked."""
         for attempt in range(MERGE_ATTEMPTS + 1):
             is_merging = attempt < MERGE_ATTEMPTS
-            save = self._save_command(name, target, session, delta, merges=is_merging)
+            save = self._save(name, target, session, delta, merges=is_merging)
             # Sent twice, a rotation would find its session renamed, and a merge its own effect: those are sent once.
-            reply: list[Any] = self._commit.packed(save, idempotent=target == name and not is_merging)
+            reply = self._commit.part(save, idempotent=target == name and not is_merging)
             if reply[0] != 2:
                 return reply, delta
             self._counts["session_merges"] += 1
@@ -279,32 +285,30 @@ class SessionStore:
         base: SessionRecord,
         session: Session,
         delta: SessionDelta,
-        reply: list[Any],
+        reply: bytes | list[Any],
         begun: int,
         signer: CookieSigner,
     ) -> SaveOutcome:
         """Keep what is known for certain (law 4) and sign the new version."""
-        mark = reply[1]
-        version = int(mark)
         record: SessionRecord | None
-        if len(reply) > 3:
-            record = self._parse(reply[3])
+        if isinstance(reply, list):
+            record = self._parse(reply[2])
             assert record is not None
+            version = record.version
         else:
+            version = int(reply)
             fields = {**base.fields, **delta.written}
             for name in delta.removed:
                 fields.pop(name, None)
             user = base.user if session._wanted_user is None else session._wanted_user
             size = _size_of(fields)
-            record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms, size, mark)
+            record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms, size, reply)
         self._near.fill(cookie.name, record, begun, mark=record.mark, size=record.size)
         return SaveOutcome(CookieAction.SET, signer.renew(cookie, version, _now_ms()))
 
-    def _write_command(
-        self, name: str, session: Session, record: SessionRecord, written: Mapping[str, bytes]
-    ) -> bytes:
+    def _write(self, name: str, session: Session, record: SessionRecord, written: Mapping[str, bytes]) -> Part:
         """What most saves send: fields that are written, and nothing else."""
-        values = [self._raw_prefix + name.encode(), record.mark]
+        values = [record.mark]
         added = 0
         for key, raw in written.items():
             values += (key.encode() if key[:1] != "@" else _stored_name(key), raw)
@@ -318,9 +322,9 @@ class SessionStore:
             self._check_size(session, written)
         kind = (session._source.idle, len(written))
         form = self._forms.get(kind) or self._learn_form(kind, *kind)
-        return form.fill(values)
+        return Part(self._script, pack_argument(self._raw_prefix + name.encode()), 1, form.fill(values), form.count)
 
-    def _save_command(
+    def _save(
         self,
         name: str,
         target: str,
@@ -329,26 +333,22 @@ class SessionStore:
         *,
         creates: bool = False,
         merges: bool = False,
-    ) -> bytes:
+    ) -> Part:
         written, removed, record = delta.written, delta.removed, session._record
         self._check_size(session, written)
-        values = [self._raw_prefix + name.encode()]
-        is_renamed = target != name
-        if is_renamed:
-            values.append(self._raw_prefix + target.encode())
+        keys = [name] if target == name else [name, target]
         user = session._wanted_user or ""
-        if user:
-            values.append(user.encode())
+        values = [user.encode()] if user else []
         values.append(b"0" if creates or record is None else record.mark)
         for key, raw in written.items():
-            if merges:
-                values += (_stored_name(key), session._stored.get(key, b""), raw)
-            else:
-                values += (_stored_name(key), raw)
+            values += (_stored_name(key), raw)
+        if merges:
+            values += [session._stored.get(key, b"") for key in written]
         values += map(_stored_name, removed)
-        kind = (session._source.idle, len(written), len(removed), creates, merges, is_renamed, user != "")
+        kind = (session._source.idle, len(written), len(removed), creates, merges, len(keys) > 1, user != "")
         form = self._forms.get(kind) or self._learn_form(kind, *kind)
-        return form.fill(values)
+        packed = b"".join([pack_argument(self._raw_prefix + each.encode()) for each in keys])
+        return Part(self._script, packed, len(keys), form.fill(values), form.count)
 
     def _learn_form(
         self,
@@ -358,27 +358,18 @@ class SessionStore:
         removed: int = 0,
         creates: bool = False,
         merges: bool = False,
-        is_renamed: bool = False,
+        rotates: bool = False,
         binds: bool = False,
     ) -> Form:
-        """What commands of one kind have in common; see scripts/session_save.lua."""
+        """What saves of one kind have in common; see scripts/session_save.lua."""
         if len(self._forms) >= FORMS_LIMIT:  # an application that changes its idle time all the time
             self._forms.clear()
-        arguments = (
-            b"%d" % creates,
-            b"%d" % (idle * 1000),
-            b"%d" % self._absolute_ms,
-            self._channel.encode(),
-            self._user_prefix.encode(),
-            b"%d" % merges,
-            b"%d" % len(self._raw_prefix),
-            None if binds else b"",
-            None,  # version
-            b"%d" % written,
-            *(None, None if merges else b"", None) * written,
-            *(None,) * removed,
+        how = b"c" * creates + b"m" * merges + b"r" * rotates
+        differing = (3 if merges else 2) * written + removed
+        form = self._forms[kind] = Form(
+            [how, b"%d" % (idle * 1000), None if binds else b"", None, b"%d" % written, b"%d" % removed]
+            + [None] * differing
         )
-        form = self._forms[kind] = script_form("session_save", 2 if is_renamed else 1, arguments)
         return form
 
     def _check_size(self, session: Session, written: Mapping[str, bytes]) -> None:

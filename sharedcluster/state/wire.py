@@ -47,26 +47,32 @@ def pack(command: Command) -> bytes:
     return data
 
 
+def pack_argument(value: bytes) -> bytes:
+    """One argument as it stands in a command."""
+    return b"%b%b\r\n" % (_LENGTHS[len(value)], value)
+
+
 class Form:
-    """A command of which only some arguments differ from time to time: all between those is packed once.
+    """Arguments of which only some differ from time to time: all between those is packed once.
 
     hiredis takes 2,000 instructions for an argument, and half of those of a session write never change.
     """
 
     def __init__(self, arguments: Sequence[bytes | None]) -> None:
         """None stands for an argument that differs."""
-        text = b"*%d\r\n" % len(arguments)
+        self.count = len(arguments)
         self._pieces: list[bytes] = []
+        text = b""
         for argument in arguments:
             if argument is None:
                 self._pieces += (text, b"", b"")
                 text = b"\r\n"
             else:
-                text += b"$%d\r\n%b\r\n" % (len(argument), argument)
+                text += pack_argument(argument)
         self._pieces.append(text)
 
     def fill(self, values: Sequence[bytes]) -> bytes:
-        """The command as it goes over the wire, with these in the place of the Nones.
+        """The arguments as they go over the wire, with these in the place of the Nones.
 
         Raises:
             ValueError: They are not as many.

@@ -242,7 +242,7 @@ GUARDS: dict[str, Callable[[], None]] = {
     "forget-after-gap": without_forgetting,
     "delta-writes": without_delta,
     "exact-view": without_exact_view,
-    "no-resurrection": replace_in_script("session_save", "if not exists and ARGV[1] == '0' then return {0} end", ""),
+    "no-resurrection": replace_in_script("session_save", "if not previous and not creates then return {0} end", ""),
     "lease-token": replace_in_script(
         "cache_set", "if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end", ""
     ),

@@ -14,8 +14,8 @@ from gevent.monkey import get_original, is_module_patched
 from sharedcluster.flask import find_runtime
 from sharedcluster.state import SharedState
 from sharedcluster.state.runtime import THREADS, Line
-from sharedcluster.state.scripting import script_command, script_form
-from sharedcluster.state.wire import Form, pack
+from sharedcluster.state.scripting import JointScript, Part, script_command
+from sharedcluster.state.wire import Form, pack, pack_argument
 from tests.state.browser import Browser
 from tests.waiting import wait_until
 
@@ -273,17 +273,22 @@ def test_a_form_packs_as_hiredis_does(size: int) -> None:
         form = Form([None if place in places else argument for place, argument in enumerate(whole)])
         for place, value in zip(places, values, strict=True):
             whole[place] = value
-        assert form.fill(values) == pack(tuple(whole))
+        assert b"*%d\r\n" % form.count + form.fill(values) == pack(tuple(whole))
     with pytest.raises(ValueError, match="assign sequence"):
         form.fill(values[:2])
 
 
-def test_a_script_s_form_is_its_command() -> None:
-    """Keys first, then the arguments, all counted."""
-    for keys in (["k"], ["k", "other"]):
-        whole = script_command("session_save", keys, ["0", "500", "a", ""])
-        form = script_form("session_save", len(keys), [b"0", b"500", None, None])
-        assert form.fill([*map(str.encode, keys), b"a", b""]) == pack(whole)
+def test_a_joint_script_s_run_is_a_command() -> None:
+    """Keys of all first, then what they have in common, then what each has of its own; all counted."""
+    script = JointScript("session_save", [b"common", b""])
+    parts = []
+    for keys, arguments in ((["k"], ["0", "a"]), (["k", "other"], [""]), ([], [])):
+        packed = b"".join([pack_argument(key.encode()) for key in keys])
+        form = Form([argument.encode() for argument in arguments])
+        parts.append(Part(script, packed, len(keys), form.fill([]), form.count))
+    assert parts[0].command() == pack(script_command("session_save", ["k"], ["common", "", "0", "a"]))
+    whole = script_command("session_save", ["k", "k", "other"], ["common", "", "0", "a", ""])
+    assert script.command(parts) == pack(whole)
 
 
 def test_a_write_survives_that_redis_forgets_its_scripts(state: SharedState) -> None:

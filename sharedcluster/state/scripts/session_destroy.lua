@@ -1,7 +1,7 @@
 -- End sessions at once, for every worker.
 -- KEYS: sessions   ARGV: channel, prefix of user indexes, tombstone_ms (0: none), name of each session
 -- With a tombstone the ids are known for a while to have ended, see session_save.lua. Returns how many there were.
-local count = 0
+local count, news = 0, {}
 for i, key in ipairs(KEYS) do
   local name = ARGV[3 + i]
   local meta = redis.call('HMGET', key, '@v', '@u')
@@ -12,6 +12,7 @@ for i, key in ipairs(KEYS) do
     redis.call('HSET', key, '@t', '1')
     redis.call('PEXPIRE', key, ARGV[3])
   end
-  redis.call('PUBLISH', ARGV[1], 's - ' .. name)
+  news[i] = '- ' .. name
 end
+redis.call('PUBLISH', ARGV[1], 's ' .. table.concat(news, ' '))
 return count
