@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 from flask import Flask, Request, Response
 from flask.sessions import SessionInterface, SessionMixin
@@ -22,7 +22,14 @@ from sharedcluster.state.codec import Codec
 from sharedcluster.state.cookie import Cookie, CookieSigner
 from sharedcluster.state.primitives import Lock, LockLostError
 from sharedcluster.state.session import Session, SessionRecord
-from sharedcluster.state.sessions import CookieAction, SaveOutcome, SessionInfo, SessionStore, verify_first
+from sharedcluster.state.sessions import (
+    CookieAction,
+    SaveOutcome,
+    Saving,
+    SessionInfo,
+    SessionStore,
+    verify_first,
+)
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -168,24 +175,55 @@ class SharedSessionInterface(SessionInterface):
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         """Store what changed and set the cookie if that is due. Without Redis the response becomes a 503."""
-        if not isinstance(session, SharedSession) or not (session.accessed or session._is_loaded):
-            return
-        _vary_by_cookie(response)
-        if not session._is_loaded:
+        if not self._looks_at(session, response):
             return
         source: Any = session._source
         try:
-            refresh = app.config["SESSION_REFRESH_EACH_REQUEST"]
-            outcome = source.store.save(session, source.signer, refresh=refresh)
+            outcome = source.store.save(session, source.signer, refresh=app.config["SESSION_REFRESH_EACH_REQUEST"])
         except StateUnavailableError as error:
-            if not self.own.is_anonymous_without_redis:
-                _become(response, answer_unavailable(error))
+            self._say_unavailable(response, error)
             return
         finally:
             if session.serial_lock is not None:
                 session.end_serial()
+        self._set_cookie(app, session, response, outcome)
+
+    def submit_session(self, app: Flask, session: SessionMixin, response: Response) -> Saved | None:
+        """As `save_session`, but without waiting for Redis: what is left to do, or None if that is nothing."""
+        if type(self).save_session is not SharedSessionInterface.save_session:  # an application's own
+            self.save_session(app, session, response)
+            return None
+        if not self._looks_at(session, response):
+            return None
+        if session.serial_lock is not None:  # the next request of this session comes after all of this one
+            self.save_session(app, session, response)
+            return None
+        source: Any = session._source
+        try:
+            saving = source.store.submit(session, source.signer, refresh=app.config["SESSION_REFRESH_EACH_REQUEST"])
+        except StateUnavailableError as error:
+            self._say_unavailable(response, error)
+            return None
+        if type(saving) is SaveOutcome:
+            self._set_cookie(app, session, response, saving)
+            return None
+        return Saved(self, app, session, response, saving)
+
+    @staticmethod
+    def _looks_at(session: SessionMixin, response: Response) -> TypeGuard[SharedSession]:
+        """Whether there may be something to store; a response whose request has looked at it varies."""
+        if not isinstance(session, SharedSession) or not (session.accessed or session._is_loaded):
+            return False
+        _vary_by_cookie(response)
+        return session._is_loaded
+
+    def _set_cookie(self, app: Flask, session: SharedSession, response: Response, outcome: SaveOutcome) -> None:
         if outcome.action is not CookieAction.KEEP:
             response.headers.add("Set-Cookie", self._cookie_header(app, session, outcome))
+
+    def _say_unavailable(self, response: Response, error: StateUnavailableError) -> None:
+        if not self.own.is_anonymous_without_redis:
+            _become(response, answer_unavailable(error))
 
     def _cookie_header(self, app: Flask, session: SharedSession, outcome: SaveOutcome) -> str:
         # Werkzeug makes the header once per configuration; from then on only value and date are put in.
@@ -220,6 +258,40 @@ class SharedSessionInterface(SessionInterface):
         """Flask-Session's name for `shared.sessions.rotate`."""
         if isinstance(session, SharedSession):
             session.rotate()
+
+
+class Saved:
+    """A session on its way to Redis, and the response that waits for it."""
+
+    __slots__ = ("_interface", "_response", "_saving", "_session", "app", "when_done")
+
+    def __init__(
+        self,
+        interface: SharedSessionInterface,
+        app: Flask,
+        session: SharedSession,
+        response: Response,
+        saving: Saving,
+    ) -> None:
+        assert saving.submitted is not None
+        self.app = app
+        self._interface = interface
+        self._session = session
+        self._response = response
+        self._saving = saving
+        self.when_done = saving.submitted.when_done
+        """See `state.connection.Submitted.when_done`: then `settle` need not wait."""
+
+    def settle(self) -> None:
+        """Make the response what it is when Redis has answered; waits if it has not yet."""
+        interface, session, response = self._interface, self._session, self._response
+        source: Any = session._source
+        try:
+            outcome = source.store.settle(self._saving)
+        except StateUnavailableError as error:
+            interface._say_unavailable(response, error)
+        else:
+            interface._set_cookie(self.app, session, response, outcome)
 
 
 def _vary_by_cookie(response: Response) -> None:

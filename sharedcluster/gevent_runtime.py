@@ -14,7 +14,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,7 +25,7 @@ from gevent.hub import get_hub
 from greenlet import getcurrent, greenlet
 
 from sharedcluster.state import process_id
-from sharedcluster.state.runtime import THREADS, Line, Parking
+from sharedcluster.state.runtime import THREADS, Home, Line, Parking
 
 _allocate_lock = gevent.monkey.get_original("_thread", "allocate_lock")
 
@@ -212,8 +212,38 @@ class _Line:
             timer.close()
 
 
+class _Home:
+    """See `state.runtime.Home`; a hub's thread, for each has its own loop."""
+
+    def __init__(self) -> None:
+        self._hub: Any = get_hub()
+
+    def is_here(self) -> bool:
+        """See `Home`."""
+        return get_hub() is self._hub
+
+    def call(self, function: Callable[[], object]) -> None:
+        """See `Home`."""
+        if get_hub() is self._hub:
+            function()
+        else:
+            self._hub.loop.run_callback_threadsafe(function)
+
+    def spawn(self, function: Callable[[], object]) -> None:
+        """See `Home`."""
+        loop = self._hub.loop
+        (loop.run_callback if self.is_here() else loop.run_callback_threadsafe)(self._start, function)
+
+    def _start(self, function: Callable[[], object]) -> None:
+        greenlet(function, self._hub).switch()
+
+
 class GeventRuntime:
     """For a process whose sockets and threads gevent has patched."""
+
+    def make_home(self) -> Home:
+        """See `Runtime`."""
+        return _Home()
 
     def make_lock(self) -> AbstractContextManager[Any]:
         """See `Runtime`."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flask.sessions import SessionMixin
 
 
-_RECEIVERS_OF_THE_END = (
+RECEIVERS_OF_THE_END = (
     request_tearing_down.receivers,
     appcontext_tearing_down.receivers,
     appcontext_popped.receivers,
@@ -143,7 +143,7 @@ class _Context(RequestContext):
             and _cv_request.get(None) is self
             and not app.teardown_request_funcs
             and not app.teardown_appcontext_funcs
-            and not any(_RECEIVERS_OF_THE_END)
+            and not any(RECEIVERS_OF_THE_END)
             and (type(request) is flask.Request or type(request).close is flask.Request.close)
             and "files" not in vars(request)
         ):

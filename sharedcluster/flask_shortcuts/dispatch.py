@@ -10,8 +10,9 @@ from flask import Flask
 from flask.globals import _cv_request
 from flask.signals import request_finished, request_started
 
+from sharedcluster.flask_shortcuts.contexts import RECEIVERS_OF_THE_END
 from sharedcluster.flask_shortcuts.functions import PlainFunctions
-from sharedcluster.flask_shortcuts.responses import Response, json_response, text_response
+from sharedcluster.flask_shortcuts.responses import LATER, Response, json_response, text_response
 
 VIEWS_LIMIT: Final = 1000
 
@@ -61,8 +62,13 @@ class Dispatch:
             response = app.process_response(response)
         else:
             session: Any = context._session
-            if not app.session_interface.is_null_session(session):
-                app.session_interface.save_session(app, session, response)
+            interface: Any = app.session_interface
+            if not interface.is_null_session(session):
+                submit = getattr(interface, "submit_session", None)
+                if submit is not None and type(response) is Response and _may_answer_later(app, request, response):
+                    response.saved = submit(app, session, response)
+                else:
+                    interface.save_session(app, session, response)
         if request_finished.receivers:
             request_finished.send(app, _async_wrapper=app.ensure_sync, response=response)
         return response
@@ -75,3 +81,24 @@ class Dispatch:
         if is_known and len(self._plain_views) < VIEWS_LIMIT:
             self._plain_views.add(view)
         return ensured
+
+
+def _may_answer_later(app: Flask, request: flask.Request, response: Response) -> bool:
+    """Whether nobody would see that a session is stored behind the end of the request, before the answer is sent.
+
+    Who could: a hook or a receiver that runs between the two, a body that is made on the way, or a server that cannot
+    wait for it without a greenlet.
+    """
+    pieces = response.response
+    return (
+        LATER in request.environ
+        and type(pieces) is list
+        and len(pieces) == 1
+        and not response._on_close
+        and not response.direct_passthrough
+        and request.method != "HEAD"
+        and not app.teardown_request_funcs
+        and not app.teardown_appcontext_funcs
+        and not request_finished.receivers
+        and not any(RECEIVERS_OF_THE_END)
+    )

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterable
 from json import JSONEncoder
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import flask
 from flask.json.provider import DefaultJSONProvider
@@ -18,7 +18,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.utils import get_content_type
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 
 class WholeBody(list[bytes]):
@@ -26,6 +26,20 @@ class WholeBody(list[bytes]):
 
     __slots__ = ("close",)
     close: Callable[[], None]
+
+
+LATER: Final = "sharedcluster.later"
+"""In an environ: `http.exchange.Later`, of a server that can wait for an answer without a greenlet."""
+
+
+class Saved(Protocol):
+    """What an answer waits for: a session that was submitted."""
+
+    app: flask.Flask
+    when_done: Callable[[Callable[[], object]], object]
+
+    def settle(self) -> None:
+        """Make the response what it is then; waits if it must."""
 
 
 class _AsFlaskResponse(type):
@@ -43,6 +57,8 @@ class _AsFlaskResponse(type):
 class Response(flask.Response, metaclass=_AsFlaskResponse):
     """`flask.Response` for an application's `response_class`; it leaves no trace of its own when it is pickled."""
 
+    saved: Saved | None = None
+
     def __init__(
         self,
         response: Any = None,
@@ -55,6 +71,26 @@ class Response(flask.Response, metaclass=_AsFlaskResponse):
         if content_type is None and mimetype is None and not headers and self.default_mimetype is not None:
             content_type = _content_type_of(self.default_mimetype)
         super().__init__(response, status, headers, mimetype, content_type, direct_passthrough)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer as a WSGI application; later, where the session is not stored yet and the server understands that."""
+        saved = self.saved
+        if saved is None:
+            return super().__call__(environ, start_response)
+        answer = functools.partial(self._settle, environ, start_response)
+        later = environ[LATER]
+        body: Iterable[bytes] = later(saved.when_done, answer) if later.is_for(start_response) else answer()
+        return body
+
+    def _settle(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        saved, self.saved = self.saved, None
+        assert saved is not None
+        try:
+            saved.settle()
+        except Exception as error:  # as Flask does with what comes from saving a session
+            with saved.app.request_context(environ):
+                return saved.app.handle_exception(error)(environ, start_response)
+        return super().__call__(environ, start_response)
 
     def get_wsgi_response(self, environ: WSGIEnvironment) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
         """What goes to the server: the body, the status, the headers. See `werkzeug.Response.get_wsgi_response`."""

@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,41 @@ class FileWrapper:
         raise StopIteration
 
 
+class Later:
+    """`sharedcluster.later`: an answer that waits for something, but keeps no greenlet waiting.
+
+    An application that finds it in its environ, and whose start_response it `is_for`, may return one instead of a body
+    and call start_response then. Whoever stands between the two and reads it as a body waits for it.
+
+    Args:
+        when_done: Is given a function, and calls it once, in the thread of the loop, when `answer` need not wait.
+        answer: What the application would have done: calls start_response and returns the body. Waits if it must.
+    """
+
+    __slots__ = ("_body", "answer", "when_done")
+
+    def __init__(
+        self, when_done: Callable[[Callable[[], object]], object], answer: Callable[[], Iterable[bytes]]
+    ) -> None:
+        self.when_done = when_done
+        self.answer = answer
+        self._body: Iterable[bytes] = ()
+
+    @staticmethod
+    def is_for(start_response: object) -> bool:
+        """Whether it is the server itself that is to be answered."""
+        return type(getattr(start_response, "__self__", None)) is Exchange
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._body = self.answer()
+        return iter(self._body)
+
+    def close(self) -> None:
+        """See PEP 3333."""
+        if hasattr(self._body, "close"):
+            self._body.close()
+
+
 class Exchange:
     """A request being served. `is_over` turns true when the engine has answered, or given up, in its place.
 
@@ -84,6 +119,7 @@ class Exchange:
     _status: str | None = None
     _fields: Sequence[tuple[str, str]] = ()
     _sent_head = False
+    _later: Later | None = None
 
     def __init__(self, connection: Connection, head: Head, body: Any) -> None:
         self.connection = connection
@@ -92,24 +128,29 @@ class Exchange:
         self.started = monotonic_ns()
 
     def run(self, worker: Greenlet) -> bool:
-        """Serve the request in `worker` and hand the connection back. Raises nothing."""
+        """Serve the request in `worker` and hand the connection back. Raises nothing.
+
+        If the application answers later, `worker` is free meanwhile, and this is run once more then.
+        """
         self.greenlet = worker
         connection = self.connection
         head = self.head
         server = connection.server
-        if self.is_over or connection.fd < 0:  # answered for, or cut, before it began
-            server.in_flight -= 1
-            connection.finish(self)
-            return True
-        environ = head.environ_for(connection.address, connection.port)
-        if self.input is not None:
-            environ["wsgi.input"] = io.BufferedReader(self.input) if type(self.input) is BodyStream else self.input
-        elif head.upgrade:
-            environ["werkzeug.socket"] = self.input = UpgradeSocket(connection)
-        if server.access_log is not None:
-            environ["sharedcluster.request_id"] = self.request_id = request_id(environ)
+        later = self._later
+        if later is None:
+            if self.is_over or connection.fd < 0:  # answered for, or cut, before it began
+                server.in_flight -= 1
+                connection.finish(self)
+                return True
+            environ = head.environ_for(connection.address, connection.port)
+            if self.input is not None:
+                environ["wsgi.input"] = io.BufferedReader(self.input) if type(self.input) is BodyStream else self.input
+            elif head.upgrade:
+                environ["werkzeug.socket"] = self.input = UpgradeSocket(connection)
+            if server.access_log is not None:
+                environ["sharedcluster.request_id"] = self.request_id = request_id(environ)
         try:
-            result = server.application(environ, self.start_response)
+            result = later.answer() if later is not None else server.application(environ, self.start_response)
             if isinstance(result, list) and len(result) == 1 and self.response is None and not self.is_over:
                 try:
                     (body,) = result
@@ -118,6 +159,11 @@ class Exchange:
                 finally:
                     if type(result) is not list and hasattr(result, "close"):
                         result.close()
+            elif type(result) is Later and later is None:
+                self._later = result
+                self.greenlet = None
+                result.when_done(self.resume)
+                return not self.is_over
             else:
                 self._send_and_close(result)
         except ClientGone:
@@ -125,8 +171,7 @@ class Exchange:
         except RequestEnded as ended:
             self._say_last(ended)
         except BaseException as error:
-            self._fail(error, environ)
-        del environ
+            self._fail(error)
         if self.input is not None and type(self.input) is UpgradeSocket:
             self.input.retire()
         # Counted here and not by the server: it is one call less for each request.
@@ -145,6 +190,13 @@ class Exchange:
             server.log_exchange(self, duration / 1e9)
         connection.finish(self)
         return not self.is_over
+
+    def resume(self) -> None:
+        """From the loop's thread: what the answer waited for is there."""
+        server = self.connection.server
+        if not server.ready:
+            server.loop.run_callback(server.greenlets.run_ready)
+        server.ready.append(self)
 
     def start_response(
         self, status: str, headers: Sequence[tuple[str, str]], exc_info: ExcInfo | None = None, /
@@ -317,7 +369,7 @@ class Exchange:
         self.connection.send_file(fd, offset, size)
         self.bytes_out += len(self.opening) + size
 
-    def _fail(self, error: BaseException, environ: dict[str, object]) -> None:
+    def _fail(self, error: BaseException) -> None:
         """The application raised: 500 if nothing has been sent, else a cut: no part may pass for the whole."""
         failure = self.input.failure if isinstance(self.input, BodyStream) else None
         if not isinstance(error, BodyError) or failure is None:

@@ -24,7 +24,7 @@ from sharedcluster.http.body import EmptyInput
 from sharedcluster.http.connection import Connection
 from sharedcluster.http.counters import Counters, HttpStats
 from sharedcluster.http.deadlines import GONE, TICK, Wheel
-from sharedcluster.http.exchange import Exchange, FileWrapper
+from sharedcluster.http.exchange import Exchange, FileWrapper, Later
 from sharedcluster.http.forwarded import REMEMBERED, AllowList
 from sharedcluster.http.greenlets import GreenletPool
 from sharedcluster.http.policy import Refused
@@ -119,6 +119,7 @@ class Server:
             "wsgi.multithread": True,
             "wsgi.multiprocess": self.settings.multiprocess,
             "wsgi.run_once": False,
+            "sharedcluster.later": Later,
             **self._extra,
         }
         self._readers[index] = Readers(self.settings, site, self._allowed)

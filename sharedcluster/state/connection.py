@@ -5,18 +5,20 @@ Laws
 1. A command that finds the connection free is sent at once, by its own caller. Only in a crowd, when the last
    exchange carried several, do those run first who are about to, in what is left of this turn of the loop: requests
    that were read together ask Redis together. Nothing waits for what has not arrived yet.
-2. Commands that are issued while an exchange is under way wait in a queue. When the exchange ends, the first of them
+2. A part that is submitted (`submit`) is waited for by nobody: who is queued when this turn of the loop is over, or
+   when the exchange under way ends, is led in a place of its own, and told in the thread that submitted.
+3. Commands that are issued while an exchange is under way wait in a queue. When the exchange ends, the first of them
    takes the whole queue along as one pipeline. A redis-py call costs a worker 120-160 us of CPU, inside a pipeline
    of 32 it costs 12 us.
-3. A reply reaches the caller of its command or nobody. A caller that is killed while it leads (`GreenletExit`, a
+4. A reply reaches the caller of its command or nobody. A caller that is killed while it leads (`GreenletExit`, a
    gevent `Timeout`, `KeyboardInterrupt`) leaves replies unread on the wire, so the wire is closed; a caller that is
    killed while it waits leaves a ticket nobody reads. Leadership is passed on in every case.
-4. Nothing waits longer than `connect_timeout + socket_timeout` for its own exchange plus as much for the one before.
+5. Nothing waits longer than `connect_timeout + socket_timeout` for its own exchange plus as much for the one before.
    When an exchange fails because Redis does not answer, everything in the queue fails with it: each would only wait
    for the same silence.
-5. Parts of one script (`JointScript`) that are sent together run as one, up to `RUN_LIMIT` of them: one reply to read,
+6. Parts of one script (`JointScript`) that are sent together run as one, up to `RUN_LIMIT` of them: one reply to read,
    and one message for every worker to hear. What becomes of a part is told to its own caller.
-6. A command is sent a second time only if its caller said that this is harmless (`idempotent`), or if it provably
+7. A command is sent a second time only if its caller said that this is harmless (`idempotent`), or if it provably
    never left this process.
 
 Theory of operation
@@ -32,20 +34,24 @@ are threads. Nothing here may be created before the fork: see `SharedState`.
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import hiredis
 import redis
 
 from sharedcluster.errors import Bug, StateUnavailableError
-from sharedcluster.state.runtime import THREADS, Parking, Runtime
+from sharedcluster.state.runtime import THREADS, Home, Parking, Runtime
 from sharedcluster.state.scripting import JointScript, Part, script_command, script_names, script_sha, script_text
 from sharedcluster.state.settings import StateSettings
 from sharedcluster.state.wire import Address, Argument, Command, ReplyError, Wire, pack
+
+log = logging.getLogger("sharedcluster.state")
 
 # A reply with one of these codes says that this server cannot do its job now; it is not the command's fault.
 # fmt: off
@@ -119,7 +125,7 @@ class _Ticket:
     lost = False  # the connection broke; sending again may help
     abandoned = False
     batch: list[_Ticket] | None = None  # set when the caller is to lead
-    parking: Parking  # set for those who wait
+    parking: Parking | None = None  # set for those who wait
 
     data = b""
     part: Part | None = None  # instead of data, for those who run with others
@@ -134,6 +140,35 @@ class _Ticket:
     def fail(self, error: str, *, lost: bool = False) -> None:
         self.error = error
         self.lost = lost
+
+
+class Submitted(_Ticket):
+    """A part on its way, which nobody waits for."""
+
+    is_done = False
+
+    def __init__(self, part: Part, home: Home) -> None:
+        super().__init__(part, 1)
+        self._home = home
+
+    def when_done(self, function: Callable[[], object]) -> None:
+        """Have a function called once when `GroupCommit.settle` need not wait: now, or then, in the thread that
+        submitted. It must neither wait nor raise.
+        """
+        self._on_done = function
+        if self.is_done:
+            self._call()
+
+    def note_done(self) -> None:
+        """Whatever became of it is known; from the thread that leads."""
+        self.is_done = True
+        self._home.call(self._call)
+
+    def _call(self) -> None:
+        # Taken out by whoever is first, if it was set while it was noted.
+        function = vars(self).pop("_on_done", None)
+        if function is not None:
+            function()
 
 
 class _Run(_Ticket):
@@ -182,6 +217,7 @@ class GroupCommit:
         self._lock = runtime.make_lock()
         self._queue: deque[_Ticket] = deque()
         self._spare_parkings: list[Parking] = []
+        self._home: Home | None = None  # of those who submit
         self._leading = False
         self._is_crowd = False  # the last exchange carried several callers' commands
         self._wire: Wire | None = None
@@ -209,10 +245,57 @@ class GroupCommit:
         return self.many([script_command(name, keys, args)], idempotent=idempotent)[0]
 
     def part(self, part: Part, *, idempotent: bool = False) -> Any:
-        """Run this and what others have of the same script as one (law 5); returns what became of this."""
-        reply = self.exchange(part, 1, idempotent)[0]
+        """Run this and what others have of the same script as one (law 6); returns what became of this."""
+        return self._outcome(part, self.exchange(part, 1, idempotent)[0], idempotent)
+
+    def submit(self, part: Part) -> Submitted:
+        """As `part`, for a caller who goes on meanwhile (law 2) and asks `settle` afterwards.
+
+        Raises:
+            StateUnavailableError: Redis is known to be down.
+        """
+        self._ask_breaker()
+        home = self._home
+        if home is None:
+            home = self._home = self._runtime.make_home()
+        submitted = Submitted(part, home)
+        if not home.is_here():  # there is one home, so who submits elsewhere waits
+            ticket = _Ticket(part, 1)
+            self._run(ticket)
+            submitted.replies, submitted.error, submitted.lost = ticket.replies, ticket.error, ticket.lost
+            submitted.is_done = True
+            return submitted
+        with self._lock:
+            is_full = len(self._queue) >= self._settings.queue_limit
+            if not is_full:
+                self._queue.append(submitted)
+            must_lead = not (is_full or self._leading)
+            if must_lead:
+                self._leading = True
+        if is_full:
+            submitted.fail("too many commands are waiting for Redis")
+            submitted.is_done = True
+        elif must_lead:
+            home.spawn(self._lead_alone)
+        return submitted
+
+    def settle(self, submitted: Submitted, *, idempotent: bool = False) -> Any:
+        """What became of a part that was submitted, as `part` returns or raises it; waits if it is not done yet."""
+        if not submitted.is_done:
+            parking = self._runtime.make_parking()
+            submitted.when_done(parking.unpark)
+            parking.park()
+        part = submitted.part
+        assert part is not None
+        if submitted.replies is not None:
+            return self._outcome(part, submitted.replies[0], idempotent)
+        if submitted.lost and idempotent:
+            return self.part(part, idempotent=False)
+        raise StateUnavailableError(submitted.error or "Redis did not answer")
+
+    def _outcome(self, part: Part, reply: Any, idempotent: bool) -> Any:
         if type(reply) is ReplyError:
-            reply = self._sole(self._second_try(part.command(), reply, idempotent))
+            return self._sole(self._second_try(part.command(), reply, idempotent))
         return reply
 
     def many(self, commands: Sequence[Command | Part], *, idempotent: bool = False) -> list[Any]:
@@ -264,8 +347,7 @@ class GroupCommit:
 
     def exchange(self, what: bytes | Part, count: int, idempotent: bool) -> list[Any]:
         """Send packed commands and return their replies; error replies are returned as `ReplyError` values."""
-        if not self.breaker.allows():
-            raise StateUnavailableError("Redis is down", retry_after=self._settings.probe_interval)
+        self._ask_breaker()
         ticket = _Ticket(what, count)
         self._run(ticket)
         if ticket.replies is None and ticket.lost and idempotent:
@@ -274,6 +356,10 @@ class GroupCommit:
         if ticket.replies is None:
             raise StateUnavailableError(ticket.error or "Redis did not answer")
         return ticket.replies
+
+    def _ask_breaker(self) -> None:
+        if not self.breaker.allows():
+            raise StateUnavailableError("Redis is down", retry_after=self._settings.probe_interval)
 
     def _run(self, ticket: _Ticket) -> None:
         with self._lock:
@@ -286,12 +372,12 @@ class GroupCommit:
             else:
                 self._leading = True
                 ticket.batch = [ticket]
-        if ticket.batch is None:
-            self._wait(ticket)
+        if ticket.parking is not None:
+            self._wait(ticket, ticket.parking)
         elif self._is_crowd:
             self._gather()
         if ticket.batch is not None:
-            self._lead(ticket.batch)
+            self._lead(ticket.batch, ticket)
 
     def _gather(self) -> None:
         """The caller leads: let others queue up. Killed meanwhile, it has sent nothing, and the next one leads."""
@@ -301,17 +387,17 @@ class GroupCommit:
             self._pass_on()
             raise
 
-    def _wait(self, ticket: _Ticket) -> None:
+    def _wait(self, ticket: _Ticket, parking: Parking) -> None:
         """Sleep until the ticket is answered, failed, or given the lead."""
         # Without a timeout of its own, which would cost a timer per command: whoever leads is bounded by those of the
         # socket, and wakes everybody it answers, fails or passes the lead to, whatever happens to itself.
         try:
-            ticket.parking.park()
+            parking.park()
         except BaseException:  # killed while waiting
             self._abandon(ticket)
             raise
         # It was opened once and has just been passed, so nobody else will touch it: the next one may sleep there.
-        self._spare_parkings.append(ticket.parking)
+        self._spare_parkings.append(parking)
 
     def _abandon(self, ticket: _Ticket) -> None:
         """Leave the queue. If the lead was given to this ticket in the meantime, give it to the next one."""
@@ -324,8 +410,8 @@ class GroupCommit:
         if batch is not None:
             self._pass_on()
 
-    def _lead(self, batch: list[_Ticket]) -> None:
-        """Exchange a batch, wake its callers, pass the lead on: in every case, also when killed on the way."""
+    def _lead(self, batch: list[_Ticket], own: _Ticket | None) -> None:
+        """Exchange a batch, tell its callers, pass the lead on: in every case, also when killed on the way."""
         try:
             if self._queue:  # who has come since the lead was passed on
                 with self._lock:
@@ -340,19 +426,46 @@ class GroupCommit:
             self._fail_rest(batch, "the exchange was cut short", lost=True)
             raise
         finally:
-            if len(batch) > 1:
-                self._runtime.unpark_all([ticket.parking for ticket in batch[1:]])
+            if len(batch) > 1 or own is None:
+                self._tell(batch, own)
             self._pass_on()
 
+    def _tell(self, tickets: Iterable[_Ticket], own: _Ticket | None = None) -> None:
+        """What became of these is known: wake who sleeps, but for the caller's own, and call who is to be called."""
+        parkings = []
+        for ticket in tickets:
+            if type(ticket) is Submitted:
+                ticket.note_done()
+            elif ticket is not own and ticket.parking is not None:
+                parkings.append(ticket.parking)
+        if parkings:
+            self._runtime.unpark_all(parkings)
+
     def _pass_on(self) -> None:
+        """Give the lead to the first in the queue who waits, or to nobody."""
         with self._lock:
             batch: list[_Ticket] = []
             self._take(batch)
-            if batch:
-                batch[0].batch = batch
-                batch[0].parking.unpark()
-            else:
+            if not batch:
                 self._leading = False
+                return
+            heir = next((ticket for ticket in batch if ticket.parking is not None), None)
+            if heir is not None and heir.parking is not None:
+                heir.batch = batch
+                heir.parking.unpark()
+                return
+        assert self._home is not None  # for those who do not wait have submitted
+        self._home.spawn(functools.partial(self._lead_alone, batch))
+
+    def _lead_alone(self, batch: list[_Ticket] | None = None) -> None:
+        """Lead a batch, or who is queued by now, in a place of its own: of those nobody waits who could."""
+        try:
+            if batch is None:
+                with self._lock:
+                    self._take(batch := [])
+            self._lead(batch, None)
+        except Exception:
+            log.exception("[BUG] an exchange with Redis was cut short")
 
     def _take(self, batch: list[_Ticket]) -> None:
         """Add who is queued; called with the lock held."""
@@ -415,7 +528,7 @@ class GroupCommit:
                 self._queue.clear()
             for ticket in waiting:
                 ticket.fail(text)
-                ticket.parking.unpark()
+            self._tell(waiting)
 
     @staticmethod
     def _fail_rest(batch: list[_Ticket], text: str, *, lost: bool) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -40,8 +40,24 @@ class Line(Protocol):
         """It is about to be closed: who reads gets an OSError by then."""
 
 
+class Home(Protocol):
+    """The thread in which somebody goes on when what was sent for has come."""
+
+    def is_here(self) -> bool:
+        """Whether the caller runs in it."""
+
+    def call(self, function: Callable[[], object]) -> object:
+        """From any thread: run what neither waits nor raises, at once if this is the thread."""
+
+    def spawn(self, function: Callable[[], object]) -> object:
+        """From any thread: run what may wait, after those who can run now."""
+
+
 class Runtime(Protocol):
     """What a process offers to those who wait."""
+
+    def make_home(self) -> Home:
+        """The caller's."""
 
     def make_lock(self) -> AbstractContextManager[Any]:
         """For sections in which nobody waits for anything."""
@@ -82,8 +98,28 @@ class _SocketLine:
         """See `Line`."""
 
 
+class _AnyThread:
+    """Threads are all alike."""
+
+    def is_here(self) -> bool:
+        """See `Home`."""
+        return True
+
+    def call(self, function: Callable[[], object]) -> None:
+        """See `Home`."""
+        function()
+
+    def spawn(self, function: Callable[[], object]) -> None:
+        """See `Home`."""
+        threading.Thread(target=function, name="sharedcluster-commit", daemon=True).start()
+
+
 class ThreadRuntime:
     """`threading` and `socket` as they are."""
+
+    def make_home(self) -> Home:
+        """See `Runtime`."""
+        return _AnyThread()
 
     def make_lock(self) -> AbstractContextManager[Any]:
         """See `Runtime`."""

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from sharedcluster.errors import Bug, SharedClusterError
 from sharedcluster.state.codec import Codec
-from sharedcluster.state.connection import GroupCommit
+from sharedcluster.state.connection import GroupCommit, Submitted
 from sharedcluster.state.cookie import Cookie, CookieSigner, new_sid
 from sharedcluster.state.merge import merge
 from sharedcluster.state.near import Near
@@ -61,6 +61,26 @@ class SaveOutcome(NamedTuple):
 
     action: CookieAction
     value: str = ""
+
+
+@dataclass(slots=True)
+class Saving:
+    """A save of which Redis has its part, or is about to get it, and what is needed when it has answered."""
+
+    session: Session
+    signer: CookieSigner
+    delta: SessionDelta
+    cookie: Cookie | None  # None: there was no session
+    base: SessionRecord
+    target: Cookie
+    begun: int
+    part: Part
+    submitted: Submitted | None = None
+
+    @property
+    def is_idempotent(self) -> bool:
+        """Sent twice, a rotation would find its session renamed."""
+        return self.cookie is None or self.target is self.cookie
 
 
 _KEEP = SaveOutcome(CookieAction.KEEP)
@@ -188,6 +208,27 @@ class SessionStore:
         """
         if not session._is_loaded or session._is_saved:
             return _KEEP
+        saving = self._begin(session, signer, refresh)
+        if isinstance(saving, SaveOutcome):
+            return saving
+        return self._end(saving, self._commit.part(saving.part, idempotent=saving.is_idempotent))
+
+    def submit(self, session: Session, signer: CookieSigner, *, refresh: bool = True) -> SaveOutcome | Saving:
+        """As `save`, but waits for nothing where one trip to Redis is all there is to it: `settle` does that then."""
+        if not session._is_loaded or session._is_saved:
+            return _KEEP
+        saving = self._begin(session, signer, refresh)
+        if isinstance(saving, Saving):
+            saving.submitted = self._commit.submit(saving.part)
+        return saving
+
+    def settle(self, saving: Saving) -> SaveOutcome:
+        """What came of a save that was submitted, as `save` returns or raises it; waits if it is not done yet."""
+        assert saving.submitted is not None
+        return self._end(saving, self._commit.settle(saving.submitted, idempotent=saving.is_idempotent))
+
+    def _begin(self, session: Session, signer: CookieSigner, refresh: bool) -> SaveOutcome | Saving:
+        """All of a save that comes before Redis has its part, or all of one that is not a single part's."""
         session._is_saved = True
         delta = session.delta()
         if session._was_cleared or session._record is None:
@@ -196,7 +237,7 @@ class SessionStore:
             return self._update(session, delta, signer)
         return self._refresh(session, signer, refresh)
 
-    def _replace(self, session: Session, delta: SessionDelta, signer: CookieSigner) -> SaveOutcome:
+    def _replace(self, session: Session, delta: SessionDelta, signer: CookieSigner) -> SaveOutcome | Saving:
         """End the old session if there was one, create a new one if there is something to keep."""
         means_a_new_one = session._was_cleared or session._wants_rotation or session._wanted_user is not None
         if session._has_ended and not means_a_new_one:
@@ -216,15 +257,11 @@ class SessionStore:
             return _DELETE
         fresh = Cookie(new_sid(), 0, _now_ms())
         begun = self._near.begin()
-        save = self._save(fresh.name, fresh.name, session, delta, creates=True)
-        if ending:
-            reply = self._commit.many([*ending, save], idempotent=True)[-1]
-        else:
-            reply = self._commit.part(save, idempotent=True)
-        self._counts["session_created"] += 1
-        return self._saved(fresh, SessionRecord(0, {}), session, delta, reply, begun, signer)
+        part = self._save(fresh.name, fresh.name, session, delta, creates=True)
+        saving = Saving(session, signer, delta, None, SessionRecord(0, {}), fresh, begun, part)
+        return self._end(saving, self._commit.many([*ending, part], idempotent=True)[-1]) if ending else saving
 
-    def _update(self, session: Session, delta: SessionDelta, signer: CookieSigner) -> SaveOutcome:
+    def _update(self, session: Session, delta: SessionDelta, signer: CookieSigner) -> SaveOutcome | Saving:
         cookie, base = session._cookie, session._record
         assert cookie is not None
         assert base is not None
@@ -232,34 +269,42 @@ class SessionStore:
         target = Cookie(new_sid(), 0, 0) if session._wants_rotation else cookie
         begun = self._near.begin()
         if self._settings.session_merge:
-            reply, delta = self._merge_in(session, delta, name, target.name)
-        elif target is cookie and session._wanted_user is None and not delta.removed:
-            reply = self._commit.part(self._write(name, session, base, delta.written), idempotent=True)
+            reply, delta, part = self._merge_in(session, delta, name, target.name)
+            return self._end(Saving(session, signer, delta, cookie, base, target, begun, part), reply)
+        if target is cookie and session._wanted_user is None and not delta.removed:
+            part = self._write(name, session, base, delta.written)
         else:
-            # Sent twice, a rotation would find its session renamed.
-            reply = self._commit.part(self._save(name, target.name, session, delta), idempotent=target is cookie)
-        if reply[0] == 0:
+            part = self._save(name, target.name, session, delta)
+        return Saving(session, signer, delta, cookie, base, target, begun, part)
+
+    def _end(self, saving: Saving, reply: bytes | list[Any]) -> SaveOutcome:
+        """All of a save that comes after Redis has answered."""
+        cookie, target = saving.cookie, saving.target
+        if cookie is None:
+            self._counts["session_created"] += 1
+        elif reply[0] == 0:
             # Destroyed or expired between our look and our write: nothing is brought back, and no cookie is set,
             # because the browser may hold a newer session's by now.
             self._counts["session_late_writes"] += 1
-            self._near.invalidate(name)
+            self._near.invalidate(cookie.name)
             return _KEEP
-        self._counts["session_saves"] += 1
-        if target is not cookie:
-            self._near.invalidate(name)
-        return self._saved(target, base, session, delta, reply, begun, signer)
+        else:
+            self._counts["session_saves"] += 1
+            if target is not cookie:
+                self._near.invalidate(cookie.name)
+        return self._saved(saving, reply)
 
     def _merge_in(
         self, session: Session, delta: SessionDelta, name: str, target: str
-    ) -> tuple[bytes | list[Any], SessionDelta]:
+    ) -> tuple[bytes | list[Any], SessionDelta, Part]:
         """Run the save script until nobody has written our keys since we looked."""
         for attempt in range(MERGE_ATTEMPTS + 1):
             is_merging = attempt < MERGE_ATTEMPTS
-            save = self._save(name, target, session, delta, merges=is_merging)
+            part = self._save(name, target, session, delta, merges=is_merging)
             # Sent twice, a rotation would find its session renamed, and a merge its own effect: those are sent once.
-            reply = self._commit.part(save, idempotent=target == name and not is_merging)
+            reply = self._commit.part(part, idempotent=target == name and not is_merging)
             if reply[0] != 2:
-                return reply, delta
+                return reply, delta, part
             self._counts["session_merges"] += 1
             delta = self._merge(session, delta, reply[1:])
         raise Bug("a save that compares nothing cannot conflict")
@@ -279,17 +324,9 @@ class SessionStore:
         session._stored = stored
         return SessionDelta(written, delta.removed)
 
-    def _saved(
-        self,
-        cookie: Cookie,
-        base: SessionRecord,
-        session: Session,
-        delta: SessionDelta,
-        reply: bytes | list[Any],
-        begun: int,
-        signer: CookieSigner,
-    ) -> SaveOutcome:
+    def _saved(self, saving: Saving, reply: bytes | list[Any]) -> SaveOutcome:
         """Keep what is known for certain (law 4) and sign the new version."""
+        session, cookie = saving.session, saving.target
         record: SessionRecord | None
         if isinstance(reply, list):
             record = self._parse(reply[2])
@@ -297,14 +334,15 @@ class SessionStore:
             version = record.version
         else:
             version = int(reply)
+            base, delta = saving.base, saving.delta
             fields = {**base.fields, **delta.written}
             for name in delta.removed:
                 fields.pop(name, None)
             user = base.user if session._wanted_user is None else session._wanted_user
             size = _size_of(fields)
             record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms, size, reply)
-        self._near.fill(cookie.name, record, begun, mark=record.mark, size=record.size)
-        return SaveOutcome(CookieAction.SET, signer.renew(cookie, version, _now_ms()))
+        self._near.fill(cookie.name, record, saving.begun, mark=record.mark, size=record.size)
+        return SaveOutcome(CookieAction.SET, saving.signer.renew(cookie, version, _now_ms()))
 
     def _write(self, name: str, session: Session, record: SessionRecord, written: Mapping[str, bytes]) -> Part:
         """What most saves send: fields that are written, and nothing else."""

@@ -201,8 +201,9 @@ def without_exact_view() -> None:
     """After an own write the near copy is base and own fields, whoever has written in between."""
     original = SessionStore._saved
 
-    def saved(store: Any, cookie: Any, base: Any, each: Any, delta: Any, reply: Any, begun: int, signer: Any) -> Any:
-        return original(store, cookie, base, each, delta, reply[:3], 10**15, signer)
+    def saved(store: Any, saving: Any, reply: Any) -> Any:
+        saving.begun = 10**15
+        return original(store, saving, reply[1] if type(reply) is list else reply)
 
     SessionStore._saved = saved  # type: ignore[method-assign, assignment]
 

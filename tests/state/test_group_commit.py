@@ -224,13 +224,13 @@ def test_a_killed_waiter_is_left_out(commit: GroupCommit, namespace: str, monkey
     commit.call("PING")
     original_wait = GroupCommit._wait
 
-    def wait(group: GroupCommit, ticket: object) -> None:
+    def wait(group: GroupCommit, ticket: Any, parking: Any) -> None:
         if threading.current_thread().name == "victim":
             # The worst moment: promoted to leader, and killed before it could run.
-            wait_until(lambda: ticket.batch is not None, "promoted")  # type: ignore[attr-defined]
-            group._abandon(ticket)  # type: ignore[arg-type]
+            wait_until(lambda: ticket.batch is not None, "promoted")
+            group._abandon(ticket)
             raise KilledError
-        original_wait(group, ticket)  # type: ignore[arg-type]
+        original_wait(group, ticket, parking)
 
     monkeypatch.setattr(GroupCommit, "_wait", wait)
     first_reads, go_on = threading.Event(), threading.Event()
