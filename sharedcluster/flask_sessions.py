@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 from flask import Flask, Request, Response
 from flask.sessions import SessionInterface, SessionMixin
+from werkzeug.datastructures import Headers
 from werkzeug.http import dump_cookie, http_date
 
 from sharedcluster.errors import ConfigError, StateUnavailableError
@@ -218,8 +219,8 @@ class SharedSessionInterface(SessionInterface):
         return session._is_loaded
 
     def _set_cookie(self, app: Flask, session: SharedSession, response: Response, outcome: SaveOutcome) -> None:
-        if outcome.action is not CookieAction.KEEP:
-            response.headers.add("Set-Cookie", self._cookie_header(app, session, outcome))
+        if outcome.action is not _KEEP:
+            _add_field(response, ("Set-Cookie", self._cookie_header(app, session, outcome)))
 
     def _say_unavailable(self, response: Response, error: StateUnavailableError) -> None:
         if not self.own.is_anonymous_without_redis:
@@ -231,7 +232,7 @@ class SharedSessionInterface(SessionInterface):
         if facts != self._cookie_facts:
             self._cookie_parts, self._cookie_facts = self._make_cookie_parts(app), facts
         start, end = self._cookie_parts
-        if outcome.action is CookieAction.DELETE:
+        if outcome.action is _DELETE:
             return f"{start}; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=0{end}"
         if not session.get("_permanent"):
             return start + outcome.value + end
@@ -296,13 +297,24 @@ class Saved:
 
 def _vary_by_cookie(response: Response) -> None:
     # `in` would raise and catch an HTTP exception inside Werkzeug, with every request that looks at its session.
-    headers = response.headers
-    if "vary" in map(str.lower, map(_first, headers)):
+    if "vary" in map(str.lower, map(_first, response.headers)):
         response.vary.add("Cookie")
     else:
-        headers.add("Vary", "Cookie")
+        _add_field(response, _VARY)
 
 
+def _add_field(response: Response, field: tuple[str, str]) -> None:
+    """Add a field of ours, which has no line breaks: Werkzeug looks for them with a pattern."""
+    headers = response.headers
+    if type(headers) is Headers:
+        headers._list.append(field)
+    else:
+        headers.add(*field)
+
+
+_VARY = ("Vary", "Cookie")
+# An enum is asked for its members by name each time.
+_KEEP, _DELETE = CookieAction.KEEP, CookieAction.DELETE
 _first: Callable[[tuple[str, str]], str] = itemgetter(0)
 
 

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-import flask
-from flask import Flask
+from flask import Flask, Request
 from flask.ctx import AppContext, RequestContext, _sentinel
 from flask.globals import _cv_app, _cv_request
 from flask.signals import appcontext_popped, appcontext_pushed, appcontext_tearing_down, request_tearing_down
@@ -28,6 +27,10 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
     from flask.sessions import SessionMixin
 
+
+# A method of what was imported is looked up and bound anew with each call.
+_app_context, _set_app_context, _reset_app_context = _cv_app.get, _cv_app.set, _cv_app.reset
+_request_context, _set_request_context, _reset_request_context = _cv_request.get, _cv_request.set, _cv_request.reset
 
 RECEIVERS_OF_THE_END = (
     request_tearing_down.receivers,
@@ -45,37 +48,37 @@ def context_maker(app: Flask) -> Callable[[WSGIEnvironment], RequestContext]:
 
 class _Context(RequestContext):
     rules: ClassVar[Rules]
-    facts: tuple[Any, ...] | None = None
-    known: KnownRequest | None = None
+    facts: tuple[Any, ...] | None
+    known: KnownRequest | None
 
     def __init__(
         self,
         app: Flask,
         environ: WSGIEnvironment,
-        request: flask.Request | None = None,
+        request: Request | None = None,
         session: SessionMixin | None = None,
     ) -> None:
-        if request is not None or app.request_class is not flask.Request:
+        self.facts = self.known = None
+        if request is not None or app.request_class is not Request:
             super().__init__(app, environ, request, session)
             return
         self.app = app
         facts = _facts_of(app, environ)
-        known = None
         if facts is not None:
-            known = self.rules.requests.get(facts)
+            rules = self.rules
+            self.known = known = rules.requests.get(facts) if app.url_map is rules.map else None
             if known is None:
                 self.facts = facts
-        if known is not None and app.url_map is self.rules.map:
-            self.known = known
-            self.request = request = flask.Request.__new__(flask.Request)
+        else:
+            known = None
+        if known is not None:
+            self.request = request = Request.__new__(Request)
             vars(request).update(known.request)
-            _connect(request, environ, environ.get("REMOTE_ADDR"))
-            request.json_module = app.json
+            _connect(request, app, environ, environ.get("REMOTE_ADDR"))
             self.url_adapter = adapter = MapAdapter.__new__(MapAdapter)
             vars(adapter).update(known.adapter)
         else:
-            self.request = request = _make_request(environ)
-            request.json_module = app.json
+            self.request = request = _make_request(app, environ)
             self.url_adapter = None
             try:
                 self.url_adapter = app.create_url_adapter(request)
@@ -87,20 +90,21 @@ class _Context(RequestContext):
         self._cv_tokens = []
 
     def push(self) -> None:
-        if _cv_app.get(None) is not None or appcontext_pushed.receivers:
+        if _app_context(None) is not None or appcontext_pushed.receivers:
             super().push()
             return
         app, request = self.app, self.request
         app_ctx = _make_app_context(app)
-        app_ctx._cv_tokens.append(_cv_app.set(app_ctx))
-        self._cv_tokens.append((_cv_request.set(self), app_ctx))
+        app_ctx._cv_tokens.append(_set_app_context(app_ctx))
+        self._cv_tokens.append((_set_request_context(self), app_ctx))
         if self._session is None:
             interface = app.session_interface
             session = interface.open_session(app, request)
             self._session = interface.make_null_session(app) if session is None else session
         if self.known is not None:
-            request.url_rule = self.known.rule
-            request.view_args = {}
+            own = vars(request)
+            own["url_rule"] = self.known.rule
+            own["view_args"] = {}
         elif self.url_adapter is not None:
             self.match_request()
 
@@ -123,7 +127,7 @@ class _Context(RequestContext):
         rules = self.rules
         if app.url_map is not rules.map or _facts_of(app, environ) != facts or len(str(facts[0])) > LENGTH_LIMIT:
             return
-        request = _make_request(environ)
+        request = _make_request(app, environ)
         adapter = app.create_url_adapter(request)
         if type(adapter) is not MapAdapter:
             return
@@ -135,21 +139,21 @@ class _Context(RequestContext):
     def pop(self, exc: Any = _sentinel) -> None:
         app, request = self.app, self.request
         tokens = self._cv_tokens
-        app_ctx = _cv_app.get(None)
+        app_ctx = _app_context(None)
         if (
             app_ctx is not None
             and len(tokens) == 1
             and tokens[0][1] is app_ctx
-            and _cv_request.get(None) is self
+            and _request_context(None) is self
             and not app.teardown_request_funcs
             and not app.teardown_appcontext_funcs
             and not any(RECEIVERS_OF_THE_END)
-            and (type(request) is flask.Request or type(request).close is flask.Request.close)
+            and (type(request) is Request or type(request).close is Request.close)
             and "files" not in vars(request)
         ):
-            _cv_request.reset(tokens.pop()[0])
+            _reset_request_context(tokens.pop()[0])
             request.environ["werkzeug.request"] = None
-            _cv_app.reset(app_ctx._cv_tokens.pop())
+            _reset_app_context(app_ctx._cv_tokens.pop())
         else:
             super().pop(exc)
 
@@ -186,7 +190,7 @@ def _facts_of(app: Flask, environ: WSGIEnvironment) -> tuple[Any, ...] | None:
     config = app.config
     if (
         config["TRUSTED_HOSTS"] is not None
-        or flask.Request.trusted_hosts is not None
+        or Request.trusted_hosts is not None
         or "HTTP_UPGRADE" in environ
         or type(app.create_url_adapter) is not UrlAdapters
     ):
@@ -200,16 +204,18 @@ def _facts_of(app: Flask, environ: WSGIEnvironment) -> tuple[Any, ...] | None:
     return taken, config["SERVER_NAME"], app.subdomain_matching, _of_map(app.url_map)
 
 
-def _make_request(environ: WSGIEnvironment) -> flask.Request:
-    """What `flask.Request(environ)` makes, made at once from what is usual."""
+def _make_request(app: Flask, environ: WSGIEnvironment) -> Request:
+    """What `Request(environ)` makes, made at once from what is usual."""
     try:
         path, root, query = environ["PATH_INFO"], environ["SCRIPT_NAME"], environ["QUERY_STRING"]
         method, scheme, address = environ["REQUEST_METHOD"], environ["wsgi.url_scheme"], environ["REMOTE_ADDR"]
     except KeyError:
-        return flask.Request(environ)
-    if not path.isascii() or root:
-        return flask.Request(environ)
-    request = flask.Request.__new__(flask.Request)
+        path = ""
+    if not path or not path.isascii() or root:
+        request = Request(environ)
+        request.json_module = app.json
+        return request
+    request = Request.__new__(Request)
     request.method = method.upper()
     request.scheme = scheme
     request.server = _get_server(environ)
@@ -217,15 +223,17 @@ def _make_request(environ: WSGIEnvironment) -> flask.Request:
     request.path = "/" + path.lstrip("/")
     request.query_string = query.encode("latin1")
     request.shallow = False
-    _connect(request, environ, address)
+    _connect(request, app, environ, address)
     return request
 
 
-def _connect(request: flask.Request, environ: WSGIEnvironment, address: str | None) -> None:
-    """What is each request's own."""
-    request.headers = headers = EnvironHeaders.__new__(EnvironHeaders)
+def _connect(request: Request, app: Flask, environ: WSGIEnvironment, address: str | None) -> None:
+    """What is each request's own; by way of its dict, for what its class has too is dear to set."""
+    own = vars(request)
+    own["headers"] = headers = EnvironHeaders.__new__(EnvironHeaders)
     headers._list = []
     headers.environ = environ
-    request.remote_addr = address
-    request.environ = environ
+    own["remote_addr"] = address
+    own["environ"] = environ
+    own["json_module"] = app.json
     environ["werkzeug.request"] = request

@@ -16,6 +16,8 @@ from sharedcluster.flask_shortcuts.responses import LATER, Response, json_respon
 
 VIEWS_LIMIT: Final = 1000
 
+_request_context = _cv_request.get  # a method of what was imported is looked up and bound anew with each call
+
 
 class Dispatch:
     """`Flask.full_dispatch_request` of one application."""
@@ -28,7 +30,7 @@ class Dispatch:
         """The response to the request whose context has been pushed. Raises what Flask raises."""
         app = self._app
         app._got_first_request = True
-        request = _cv_request.get().request
+        request = _request_context().request
         answer: Any = None
         try:
             if request_started.receivers:
@@ -57,7 +59,7 @@ class Dispatch:
                 response = json_response(app.json, app.debug, answer)
         if response is None:
             response = app.make_response(answer)
-        context = _cv_request.get()
+        context = _request_context()
         if context._after_request_functions or app.after_request_funcs:
             response = app.process_response(response)
         else:

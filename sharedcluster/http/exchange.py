@@ -106,26 +106,41 @@ class Exchange:
     Once the response has begun, `response` is its head and `opening` are the bytes that leave first.
     """
 
-    # What is known of a request later, if at all.
-    greenlet: Greenlet | None = None
-    response: ResponseHead | None = None
-    opening = b""
-    is_over = False
-    has_switched = False
-    keep_alive = False
-    request_id: str | None = None
-    left = 0
-    bytes_out = 0
-    _status: str | None = None
-    _fields: Sequence[tuple[str, str]] = ()
-    _sent_head = False
-    _later: Later | None = None
+    __slots__ = (
+        "_fields",
+        "_later",
+        "_sent_head",
+        "_status",
+        "bytes_out",
+        "connection",
+        "greenlet",
+        "has_switched",
+        "head",
+        "input",
+        "is_over",
+        "keep_alive",
+        "left",
+        "opening",
+        "request_id",
+        "response",
+        "started",
+    )
 
+    # All are set for each request: an attribute that its class has too is dear to set, and often to look up.
     def __init__(self, connection: Connection, head: Head, body: Any) -> None:
         self.connection = connection
         self.head = head
         self.input = body
         self.started = monotonic_ns()
+        self.greenlet: Greenlet | None = None
+        self.response: ResponseHead | None = None
+        self.opening = b""
+        self.is_over = self.has_switched = self.keep_alive = self._sent_head = False
+        self.left = self.bytes_out = 0
+        self.request_id: str | None = None
+        self._status: str | None = None
+        self._fields: Sequence[tuple[str, str]] = ()
+        self._later: Later | None = None
 
     def run(self, worker: Greenlet) -> bool:
         """Serve the request in `worker` and hand the connection back. Raises nothing.

@@ -39,8 +39,11 @@ ABSOLUTE = re.compile(r"https?://([^/?]*)(.*)", re.IGNORECASE)
 FORWARDING = frozenset({"HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_X_CLIENT_IP", "HTTP_X_SCHEME", "HTTP_X_URL_SCHEME"})
 
 COOKIE = b"\r\nCookie: "
-COOKIE_VALUE = re.compile(rb"[!-~](?:[ -~]*[!-~])?")
-"""Without the bytes that are refused or stripped, or that a rule says more about."""
+PRINTABLE = bytes(range(0x20, 0x7F))
+"""What a cookie's value may hold without more being said about it. Looked for with `translate`: a pattern takes ten
+times as many instructions."""
+
+SPACE = 0x20
 
 KNOWN_NAMES = 512
 """How many spellings of field names, and of hosts, are remembered; beyond it each is worked out anew."""
@@ -67,20 +70,29 @@ class Head:
     template's, and `around` is what stands before and behind the cookie in the bytes of both.
     """
 
-    # What most heads have in common is not set for each.
-    is_http10 = False
-    keep_alive = True
-    expects_continue = False
-    upgrade = False
-    names_client = False
-    cookie: str | None = None
-    around: tuple[bytes, bytes] | None = None
+    __slots__ = (
+        "around",
+        "cookie",
+        "environ",
+        "expects_continue",
+        "is_head",
+        "is_http10",
+        "keep_alive",
+        "last",
+        "length",
+        "names_client",
+        "upgrade",
+    )
 
     def __init__(self, environ: Environ, length: int, is_head: bool, last: LastResponse) -> None:
         self.environ = environ
         self.length = length
         self.is_head = is_head
         self.last = last
+        self.is_http10 = self.expects_continue = self.upgrade = self.names_client = False
+        self.keep_alive = True
+        self.cookie: str | None = None
+        self.around: tuple[bytes, bytes] | None = None
 
     def environ_for(self, address: str, port: str) -> Environ:
         """The environ of one request, whose client is there ("", "" on a unix socket) unless a proxy has named it."""
@@ -206,7 +218,9 @@ class HeadReader:
             return None
         value = data[len(start) : -len(rest)]
         # What the two have in common would leave nothing here if they overlapped.
-        if COOKIE_VALUE.fullmatch(value) is None or len(COOKIE) + len(value) > self._limit_line:
+        if value.translate(None, PRINTABLE) or not value or value[0] == SPACE or value[-1] == SPACE:
+            return None
+        if len(COOKIE) + len(value) > self._limit_line:
             return None
         head = self._vary(last, last.environ, last.is_head)
         head.cookie = value.decode("latin-1")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
 
 from sharedcluster.state.wire import Argument, Command, pack_argument
 
@@ -38,7 +38,8 @@ def script_command(name: str, keys: Sequence[str], args: Iterable[Argument]) -> 
     return ("EVALSHA", script_sha(name), len(keys), *keys, *args)
 
 
-class Part(NamedTuple):
+@dataclass(slots=True)
+class Part:
     """One caller's share in a run of a `JointScript`, packed."""
 
     script: JointScript

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from collections.abc import Set as AbstractSet
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from sharedcluster.state.codec import Codec, CodecError
 from sharedcluster.state.cookie import Cookie
@@ -17,10 +18,11 @@ _IMMUTABLE = (str, int, bool, type(None), float, bytes)
 _MISSING = object()
 
 
-class SessionRecord(NamedTuple):
+@dataclass(slots=True)
+class SessionRecord:
     """What Redis holds of one session: encoded fields and what we keep about it. Shared by requests, never changed.
 
-    A named tuple, as the other two that are made with every write: a frozen dataclass takes five times as long.
+    Not frozen, as the others that are made with every write: that makes it five times as dear to create.
     """
 
     version: int
@@ -36,7 +38,8 @@ class SessionRecord(NamedTuple):
 ENDED = SessionRecord(-1, {})
 
 
-class SessionDelta(NamedTuple):
+@dataclass(slots=True)
+class SessionDelta:
     """What one request changed: fields to set (encoded), fields to remove."""
 
     written: Mapping[str, bytes]
@@ -72,16 +75,13 @@ class Session(MutableMapping[str, Any]):
 
     accessed = False
 
-    # Most requests never look at their session: what it needs when it is looked at is made then.
-    _is_loaded = False
-    _is_saved = False
+    # Most requests never look at their session: what it needs when it is looked at is made then. Here is what few set;
+    # what most do is no attribute of the class, which makes it dear to set.
     _has_ended = False
     _is_forced = False
     _was_cleared = False
     _wants_rotation = False
     _wanted_user: str | None = None
-    _cookie: Cookie | None = None
-    _record: SessionRecord | None = None
     _codec: Codec
     _stored: Mapping[str, bytes]  # what was loaded; never changed
     _values: dict[str, Any]  # what was decoded or set
@@ -90,6 +90,9 @@ class Session(MutableMapping[str, Any]):
 
     def __init__(self, source: SessionSource) -> None:
         self._source = source
+        self._is_loaded = self._is_saved = False
+        self._cookie: Cookie | None = None
+        self._record: SessionRecord | None = None
 
     # -- what an application uses ----------------------------------------------------------------------------------
 

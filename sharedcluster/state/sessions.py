@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from sharedcluster.errors import Bug, SharedClusterError
 from sharedcluster.state.codec import Codec
@@ -56,7 +56,8 @@ class CookieAction(Enum):
     DELETE = "delete"
 
 
-class SaveOutcome(NamedTuple):
+@dataclass(slots=True)
+class SaveOutcome:
     """What `SessionStore.save` did: what the response does about the cookie, and its value if it is to be set."""
 
     action: CookieAction
@@ -83,6 +84,7 @@ class Saving:
         return self.cookie is None or self.target is self.cookie
 
 
+_SET = CookieAction.SET  # an enum is asked for its members by name each time
 _KEEP = SaveOutcome(CookieAction.KEEP)
 _DELETE = SaveOutcome(CookieAction.DELETE)
 
@@ -342,7 +344,7 @@ class SessionStore:
             size = _size_of(fields)
             record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms, size, reply)
         self._near.fill(cookie.name, record, saving.begun, mark=record.mark, size=record.size)
-        return SaveOutcome(CookieAction.SET, saving.signer.renew(cookie, version, _now_ms()))
+        return SaveOutcome(_SET, saving.signer.renew(cookie, version, _now_ms()))
 
     def _write(self, name: str, session: Session, record: SessionRecord, written: Mapping[str, bytes]) -> Part:
         """What most saves send: fields that are written, and nothing else."""
@@ -440,7 +442,7 @@ class SessionStore:
             self._counts["session_touches"] += 1
         elif record.version == cookie.version and cookie.is_current:
             return _KEEP
-        return SaveOutcome(CookieAction.SET, signer.renew(cookie, record.version, _now_ms()))
+        return SaveOutcome(_SET, signer.renew(cookie, record.version, _now_ms()))
 
     # -- ending ----------------------------------------------------------------------------------------------------
 

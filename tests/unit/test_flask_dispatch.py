@@ -656,9 +656,11 @@ def test_a_request_is_what_flask_makes(changes: list[tuple[str, Any]]) -> None:
     """Of any environ: all attributes, and what is left in the environ."""
     environ = {key: value for key, value in (USUAL | dict(changes)).items() if value is not None}
     made = []
-    for make in (flask.Request, _make_request):
+    app = flask.Flask(__name__)
+    for make in (flask.Request, functools.partial(_make_request, app)):
         given = dict(environ)
         request = make(given)
+        request.json_module = app.json  # as Flask does with each
         assert type(request) is flask.Request
         assert given.pop("werkzeug.request") is request
         facts = dict(vars(request))
