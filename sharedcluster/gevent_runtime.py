@@ -217,6 +217,7 @@ class _Home:
 
     def __init__(self) -> None:
         self._hub: Any = get_hub()
+        self._parked: list[greenlet] = []  # one at most: a new one begins with memory from the kernel
 
     def is_here(self) -> bool:
         """See `Home`."""
@@ -235,7 +236,17 @@ class _Home:
         (loop.run_callback if self.is_here() else loop.run_callback_threadsafe)(self._start, function)
 
     def _start(self, function: Callable[[], object]) -> None:
-        greenlet(function, self._hub).switch()
+        worker = self._parked.pop() if self._parked else greenlet(self._serve, self._hub)
+        worker.switch(function)
+
+    def _serve(self, function: Callable[[], object] | None) -> None:
+        while True:
+            if function is not None:  # else it was switched to by mistake
+                function()
+                if self._parked:
+                    return
+                self._parked.append(getcurrent())
+            function = self._hub.switch()
 
 
 class GeventRuntime:

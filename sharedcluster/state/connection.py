@@ -117,25 +117,22 @@ class CircuitBreaker:
 
 
 class _Ticket:
-    """One caller's commands on their way: what to send, how many replies to expect, and what came of it."""
+    """One caller's commands on their way: what to send, how many replies to expect, and what came of it.
 
-    # Most tickets never have another one of these.
-    replies: list[Any] | None = None
-    error = ""
-    lost = False  # the connection broke; sending again may help
-    abandoned = False
-    batch: list[_Ticket] | None = None  # set when the caller is to lead
-    parking: Parking | None = None  # set for those who wait
+    Those who run with others bring a part of a script instead of data.
+    """
 
-    data = b""
-    part: Part | None = None  # instead of data, for those who run with others
+    __slots__ = ("abandoned", "batch", "count", "data", "error", "lost", "parking", "part", "replies")
 
-    def __init__(self, what: bytes | Part, count: int) -> None:
-        if type(what) is bytes:
-            self.data = what
-        else:
-            self.part = what  # type: ignore[assignment]  # the other one of two
+    def __init__(self, data: bytes, count: int, part: Part | None = None) -> None:
+        self.data = data
         self.count = count
+        self.part = part
+        self.replies: list[Any] | None = None
+        self.error = ""
+        self.lost = self.abandoned = False  # lost: the connection broke; sending again may help
+        self.batch: list[_Ticket] | None = None  # set when the caller is to lead
+        self.parking: Parking | None = None  # set for those who wait
 
     def fail(self, error: str, *, lost: bool = False) -> None:
         self.error = error
@@ -145,37 +142,39 @@ class _Ticket:
 class Submitted(_Ticket):
     """A part on its way, which nobody waits for."""
 
-    is_done = False
+    __slots__ = ("_then", "is_done")
 
-    def __init__(self, part: Part, home: Home) -> None:
-        super().__init__(part, 1)
-        self._home = home
+    def __init__(self, part: Part) -> None:
+        _Ticket.__init__(self, b"", 1, part)
+        self.is_done = False
+        self._then: list[Callable[[], object]] = []
 
     def when_done(self, function: Callable[[], object]) -> None:
         """Have a function called once when `GroupCommit.settle` need not wait: now, or then, in the thread that
         submitted. It must neither wait nor raise.
         """
-        self._on_done = function
+        self._then.append(function)
         if self.is_done:
-            self._call()
+            self.tell()
 
-    def note_done(self) -> None:
-        """Whatever became of it is known; from the thread that leads."""
-        self.is_done = True
-        self._home.call(self._call)
-
-    def _call(self) -> None:
-        # Taken out by whoever is first, if it was set while it was noted.
-        function = vars(self).pop("_on_done", None)
-        if function is not None:
+    def tell(self) -> None:
+        """Call who waits for it to be done. Whoever takes it out calls it, for it may be noted at the same moment."""
+        then = self._then
+        while then:
+            try:
+                function = then.pop()
+            except IndexError:
+                return
             function()
 
 
 class _Run(_Ticket):
     """What goes over the wire for several callers' parts of one script."""
 
+    __slots__ = ("_tickets",)
+
     def __init__(self, script: JointScript, tickets: Sequence[_Ticket]) -> None:
-        super().__init__(script.command([ticket.part for ticket in tickets if ticket.part is not None]), 1)
+        _Ticket.__init__(self, script.command([ticket.part for ticket in tickets if ticket.part is not None]), 1)
         self._tickets = tickets
 
     def hand_out(self) -> None:
@@ -246,7 +245,8 @@ class GroupCommit:
 
     def part(self, part: Part, *, idempotent: bool = False) -> Any:
         """Run this and what others have of the same script as one (law 6); returns what became of this."""
-        return self._outcome(part, self.exchange(part, 1, idempotent)[0], idempotent)
+        reply = self.exchange(b"", 1, idempotent, part)[0]
+        return self._after_refusal(part, reply, idempotent) if type(reply) is ReplyError else reply
 
     def submit(self, part: Part) -> Submitted:
         """As `part`, for a caller who goes on meanwhile (law 2) and asks `settle` afterwards.
@@ -254,16 +254,14 @@ class GroupCommit:
         Raises:
             StateUnavailableError: Redis is known to be down.
         """
-        self._ask_breaker()
+        if not self.breaker.allows():
+            raise self._is_down()
         home = self._home
         if home is None:
             home = self._home = self._runtime.make_home()
-        submitted = Submitted(part, home)
+        submitted = Submitted(part)
         if not home.is_here():  # there is one home, so who submits elsewhere waits
-            ticket = _Ticket(part, 1)
-            self._run(ticket)
-            submitted.replies, submitted.error, submitted.lost = ticket.replies, ticket.error, ticket.lost
-            submitted.is_done = True
+            self._run_elsewhere(submitted)
             return submitted
         with self._lock:
             is_full = len(self._queue) >= self._settings.queue_limit
@@ -279,24 +277,32 @@ class GroupCommit:
             home.spawn(self._lead_alone)
         return submitted
 
+    def _run_elsewhere(self, submitted: Submitted) -> None:
+        ticket = _Ticket(b"", 1, submitted.part)
+        self._run(ticket)
+        submitted.replies, submitted.error, submitted.lost = ticket.replies, ticket.error, ticket.lost
+        submitted.is_done = True
+
     def settle(self, submitted: Submitted, *, idempotent: bool = False) -> Any:
         """What became of a part that was submitted, as `part` returns or raises it; waits if it is not done yet."""
         if not submitted.is_done:
             parking = self._runtime.make_parking()
             submitted.when_done(parking.unpark)
             parking.park()
+        if submitted.replies is not None:
+            reply = submitted.replies[0]
+            if type(reply) is not ReplyError:
+                return reply
         part = submitted.part
         assert part is not None
         if submitted.replies is not None:
-            return self._outcome(part, submitted.replies[0], idempotent)
+            return self._after_refusal(part, reply, idempotent)
         if submitted.lost and idempotent:
             return self.part(part, idempotent=False)
         raise StateUnavailableError(submitted.error or "Redis did not answer")
 
-    def _outcome(self, part: Part, reply: Any, idempotent: bool) -> Any:
-        if type(reply) is ReplyError:
-            return self._sole(self._second_try(part.command(), reply, idempotent))
-        return reply
+    def _after_refusal(self, part: Part, reply: ReplyError, idempotent: bool) -> Any:
+        return self._sole(self._second_try(part.command(), reply, idempotent))
 
     def many(self, commands: Sequence[Command | Part], *, idempotent: bool = False) -> list[Any]:
         """Run commands as one group, in order, one round trip; the first refused one raises after all have run."""
@@ -345,21 +351,21 @@ class GroupCommit:
 
     # -- the exchange ----------------------------------------------------------------------------------------------
 
-    def exchange(self, what: bytes | Part, count: int, idempotent: bool) -> list[Any]:
-        """Send packed commands and return their replies; error replies are returned as `ReplyError` values."""
-        self._ask_breaker()
-        ticket = _Ticket(what, count)
+    def exchange(self, data: bytes, count: int, idempotent: bool, part: Part | None = None) -> list[Any]:
+        """Send packed commands, or a part, and return the replies; error replies are returned as `ReplyError` values."""
+        if not self.breaker.allows():
+            raise self._is_down()
+        ticket = _Ticket(data, count, part)
         self._run(ticket)
         if ticket.replies is None and ticket.lost and idempotent:
-            ticket = _Ticket(what, count)
+            ticket = _Ticket(data, count, part)
             self._run(ticket)
         if ticket.replies is None:
             raise StateUnavailableError(ticket.error or "Redis did not answer")
         return ticket.replies
 
-    def _ask_breaker(self) -> None:
-        if not self.breaker.allows():
-            raise StateUnavailableError("Redis is down", retry_after=self._settings.probe_interval)
+    def _is_down(self) -> StateUnavailableError:
+        return StateUnavailableError("Redis is down", retry_after=self._settings.probe_interval)
 
     def _run(self, ticket: _Ticket) -> None:
         with self._lock:
@@ -433,9 +439,15 @@ class GroupCommit:
     def _tell(self, tickets: Iterable[_Ticket], own: _Ticket | None = None) -> None:
         """What became of these is known: wake who sleeps, but for the caller's own, and call who is to be called."""
         parkings = []
+        home = self._home
+        is_home = home is not None and home.is_here()
         for ticket in tickets:
             if type(ticket) is Submitted:
-                ticket.note_done()
+                ticket.is_done = True
+                if is_home:
+                    ticket.tell()
+                elif home is not None:
+                    home.call(ticket.tell)
             elif ticket is not own and ticket.parking is not None:
                 parkings.append(ticket.parking)
         if parkings:
@@ -469,9 +481,15 @@ class GroupCommit:
 
     def _take(self, batch: list[_Ticket]) -> None:
         """Add who is queued; called with the lock held."""
-        while self._queue and len(batch) < self._settings.batch_limit:
-            if not (ticket := self._queue.popleft()).abandoned:
+        queue, room = self._queue, self._settings.batch_limit - len(batch)
+        if len(queue) <= room:
+            batch += [ticket for ticket in queue if not ticket.abandoned]
+            queue.clear()
+            return
+        while queue and room:
+            if not (ticket := queue.popleft()).abandoned:
                 batch.append(ticket)
+                room -= 1
 
     def _exchange_batch(self, batch: list[_Ticket]) -> None:
         wire = self._ready_wire()

@@ -76,12 +76,8 @@ class Saving:
     target: Cookie
     begun: int
     part: Part
+    is_idempotent: bool = True
     submitted: Submitted | None = None
-
-    @property
-    def is_idempotent(self) -> bool:
-        """Sent twice, a rotation would find its session renamed."""
-        return self.cookie is None or self.target is self.cookie
 
 
 _SET = CookieAction.SET  # an enum is asked for its members by name each time
@@ -275,9 +271,10 @@ class SessionStore:
             return self._end(Saving(session, signer, delta, cookie, base, target, begun, part), reply)
         if target is cookie and session._wanted_user is None and not delta.removed:
             part = self._write(name, session, base, delta.written)
-        else:
-            part = self._save(name, target.name, session, delta)
-        return Saving(session, signer, delta, cookie, base, target, begun, part)
+            return Saving(session, signer, delta, cookie, base, cookie, begun, part)
+        part = self._save(name, target.name, session, delta)
+        # Sent twice, a rotation would find its session renamed.
+        return Saving(session, signer, delta, cookie, base, target, begun, part, target is cookie)
 
     def _end(self, saving: Saving, reply: bytes | list[Any]) -> SaveOutcome:
         """All of a save that comes after Redis has answered."""
@@ -294,7 +291,7 @@ class SessionStore:
             self._counts["session_saves"] += 1
             if target is not cookie:
                 self._near.invalidate(cookie.name)
-        return self._saved(saving, reply)
+        return self._keep(saving, reply)
 
     def _merge_in(
         self, session: Session, delta: SessionDelta, name: str, target: str
@@ -326,7 +323,7 @@ class SessionStore:
         session._stored = stored
         return SessionDelta(written, delta.removed)
 
-    def _saved(self, saving: Saving, reply: bytes | list[Any]) -> SaveOutcome:
+    def _keep(self, saving: Saving, reply: bytes | list[Any]) -> SaveOutcome:
         """Keep what is known for certain (law 4) and sign the new version."""
         session, cookie = saving.session, saving.target
         record: SessionRecord | None
