@@ -189,11 +189,13 @@ class SharedSessionInterface(SessionInterface):
                 session.end_serial()
         self._set_cookie(app, session, response, outcome)
 
+    @property
+    def can_submit(self) -> bool:
+        """Whether `submit_session` does what `save_session` does: not if somebody has put something of their own."""
+        return type(self) is SharedSessionInterface and not {"save_session", "is_null_session"} & vars(self).keys()
+
     def submit_session(self, app: Flask, session: SessionMixin, response: Response) -> Saved | None:
         """As `save_session`, but without waiting for Redis: what is left to do, or None if that is nothing."""
-        if type(self).save_session is not SharedSessionInterface.save_session:  # an application's own
-            self.save_session(app, session, response)
-            return None
         if not self._looks_at(session, response):
             return None
         if session.serial_lock is not None:  # the next request of this session comes after all of this one
@@ -215,7 +217,11 @@ class SharedSessionInterface(SessionInterface):
         """Whether there may be something to store; a response whose request has looked at it varies."""
         if not isinstance(session, SharedSession) or not (session.accessed or session._is_loaded):
             return False
-        _vary_by_cookie(response)
+        # `in` would raise and catch an HTTP exception inside Werkzeug, with every request that looks at its session.
+        if "vary" in map(str.lower, map(_first, response.headers)):
+            response.vary.add("Cookie")
+        else:
+            _add_field(response, _VARY)
         return session._is_loaded
 
     def _set_cookie(self, app: Flask, session: SharedSession, response: Response, outcome: SaveOutcome) -> None:
@@ -293,14 +299,6 @@ class Saved:
             interface._say_unavailable(response, error)
         else:
             interface._set_cookie(self.app, session, response, outcome)
-
-
-def _vary_by_cookie(response: Response) -> None:
-    # `in` would raise and catch an HTTP exception inside Werkzeug, with every request that looks at its session.
-    if "vary" in map(str.lower, map(_first, response.headers)):
-        response.vary.add("Cookie")
-    else:
-        _add_field(response, _VARY)
 
 
 def _add_field(response: Response, field: tuple[str, str]) -> None:

@@ -25,6 +25,8 @@ class Dispatch:
     def __init__(self, app: Flask) -> None:
         self._app = app
         self._plain_views: set[Any] = set()
+        self._interface: Any = None
+        self._submit: Any = None  # of a session interface that need not be waited for
 
     def __call__(self) -> flask.Response:
         """The response to the request whose context has been pushed. Raises what Flask raises."""
@@ -57,6 +59,7 @@ class Dispatch:
                 response = text_response(answer)
             elif kind is dict or kind is list:
                 response = json_response(app.json, app.debug, answer)
+        is_made_here = response is not None
         if response is None:
             response = app.make_response(answer)
         context = _request_context()
@@ -65,12 +68,20 @@ class Dispatch:
         else:
             session: Any = context._session
             interface: Any = app.session_interface
-            if not interface.is_null_session(session):
-                submit = getattr(interface, "submit_session", None)
-                if submit is not None and type(response) is Response and _may_answer_later(app, request, response):
-                    response.saved = submit(app, session, response)
-                else:
+            if interface is not self._interface:
+                self._interface = interface
+                self._submit = interface.submit_session if getattr(interface, "can_submit", False) else None
+            if self._submit is None:
+                if not interface.is_null_session(session):
                     interface.save_session(app, session, response)
+            elif (
+                _may_answer_later(app, request)
+                and type(response) is Response
+                and (is_made_here or _ends_here(response))
+            ):
+                response.saved = self._submit(app, session, response)
+            else:
+                interface.save_session(app, session, response)
         if request_finished.receivers:
             request_finished.send(app, _async_wrapper=app.ensure_sync, response=response)
         return response
@@ -85,22 +96,22 @@ class Dispatch:
         return ensured
 
 
-def _may_answer_later(app: Flask, request: flask.Request, response: Response) -> bool:
+def _may_answer_later(app: Flask, request: flask.Request) -> bool:
     """Whether nobody would see that a session is stored behind the end of the request, before the answer is sent.
 
-    Who could: a hook or a receiver that runs between the two, a body that is made on the way, or a server that cannot
-    wait for it without a greenlet.
+    Who could: a hook or a receiver that runs between the two, or a server that cannot wait for it without a greenlet.
     """
-    pieces = response.response
-    return (
-        LATER in request.environ
-        and type(pieces) is list
-        and len(pieces) == 1
-        and not response._on_close
-        and not response.direct_passthrough
-        and request.method != "HEAD"
-        and not app.teardown_request_funcs
-        and not app.teardown_appcontext_funcs
-        and not request_finished.receivers
-        and not any(RECEIVERS_OF_THE_END)
+    return not (
+        LATER not in request.environ
+        or request.method == "HEAD"
+        or app.teardown_request_funcs
+        or app.teardown_appcontext_funcs
+        or request_finished.receivers
+        or any(RECEIVERS_OF_THE_END)
     )
+
+
+def _ends_here(response: Response) -> bool:
+    """Whether the body is there, and nothing is called when it has been sent."""
+    pieces = response.response
+    return type(pieces) is list and len(pieces) == 1 and not response._on_close and not response.direct_passthrough

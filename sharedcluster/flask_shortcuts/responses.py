@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 
 
 class WholeBody(list[bytes]):
-    """A body that is there, and what is to be called when it has been sent (PEP 3333)."""
+    """A body that is there, and what is to be called when it has been sent (PEP 3333).
 
-    __slots__ = ("close",)
+    `on_close` is empty where calling that does nothing; the HTTP engine looks for it.
+    """
+
+    __slots__ = ("close", "on_close")
     close: Callable[[], None]
+    on_close: list[Callable[[], Any]]
 
 
 LATER: Final = "sharedcluster.later"
@@ -114,6 +118,7 @@ class Response(flask.Response, metaclass=_AsFlaskResponse):
                     return self.get_app_iter(environ), self.status, fields
                 body = WholeBody(pieces)
                 body.close = self.close
+                body.on_close = self._on_close
                 return body, self.status, fields
         return super().get_wsgi_response(environ)
 

@@ -108,7 +108,9 @@ class Exchange:
 
     __slots__ = (
         "_fields",
+        "_held",
         "_later",
+        "_rest",
         "_sent_head",
         "_status",
         "bytes_out",
@@ -141,6 +143,8 @@ class Exchange:
         self._status: str | None = None
         self._fields: Sequence[tuple[str, str]] = ()
         self._later: Later | None = None
+        self._held: bytes | None = None  # what leaves with the answers of others
+        self._rest: memoryview | None = None  # of that, what the client did not take at once
 
     def run(self, worker: Greenlet) -> bool:
         """Serve the request in `worker` and hand the connection back. Raises nothing.
@@ -152,6 +156,9 @@ class Exchange:
         head = self.head
         server = connection.server
         later = self._later
+        if self._rest is not None:
+            self._send_rest(self._rest)
+            return not self.is_over
         if later is None:
             if self.is_over or connection.fd < 0:  # answered for, or cut, before it began
                 server.in_flight -= 1
@@ -169,7 +176,9 @@ class Exchange:
             if isinstance(result, list) and len(result) == 1 and self.response is None and not self.is_over:
                 try:
                     (body,) = result
-                    if not self._send_whole(body, len(body)):
+                    # Who has something to do when an answer has left must not have it wait for that.
+                    ends_here = type(result) is list or not getattr(result, "on_close", True)
+                    if not self._send_whole(body, len(body), may_hold=ends_here):
                         self._send_alone(body)
                 finally:
                     if type(result) is not list and hasattr(result, "close"):
@@ -189,6 +198,16 @@ class Exchange:
             self._fail(error)
         if self.input is not None and type(self.input) is UpgradeSocket:
             self.input.retire()
+        if self._held is not None:
+            server.greenlets.hold(self)
+        else:
+            self._conclude()
+        return not self.is_over
+
+    def _conclude(self) -> None:
+        """All is sent: count it, and hand the connection back."""
+        connection = self.connection
+        server = connection.server
         # Counted here and not by the server: it is one call less for each request.
         counters = server.counters
         server.in_flight -= 1
@@ -204,10 +223,36 @@ class Exchange:
         if server.access_log is not None:
             server.log_exchange(self, duration / 1e9)
         connection.finish(self)
-        return not self.is_over
+
+    def leave(self) -> None:
+        """Send what was held back, as far as the client takes it at once; the rest, if any, in a greenlet."""
+        data = self._held
+        assert data is not None
+        connection = self.connection
+        try:
+            sent = connection.send_now(data)
+        except ClientGone:
+            connection.close()
+            sent = len(data)
+        if sent < len(data):
+            self._rest = memoryview(data)[sent:]
+            self.resume()
+            return
+        try:
+            self._conclude()
+        except Exception:
+            log.exception("[BUG] a connection is cut")
+            connection.close()
+
+    def _send_rest(self, rest: memoryview) -> None:
+        try:
+            self.connection.send(rest)
+        except ClientGone:
+            self.connection.close()
+        self._conclude()
 
     def resume(self) -> None:
-        """From the loop's thread: what the answer waited for is there."""
+        """From the loop's thread: what it waited for is there, so it goes on in a greenlet."""
         server = self.connection.server
         if not server.ready:
             server.loop.run_callback(server.greenlets.run_ready)
@@ -226,8 +271,11 @@ class Exchange:
         self._fields = headers
         return self.write
 
-    def _send_whole(self, body: bytes, length: int) -> bool:
-        """The most usual answer: one piece, whose head and body leave together. False if this is not one."""
+    def _send_whole(self, body: bytes, length: int, *, may_hold: bool = False) -> bool:
+        """The most usual answer: one piece, whose head and body leave together, perhaps with those of others.
+
+        False if this is not one.
+        """
         size = len(body)
         response = self._start(length)
         if response.length != size or size > JOIN or not response.has_body:
@@ -236,10 +284,18 @@ class Exchange:
         self._sent_head = True
         self.left = 0
         self.bytes_out = len(data)
-        if self.keep_alive:
-            self.connection.send(data)
+        connection = self.connection
+        if not self.keep_alive:
+            connection.send_last(data)
+        elif (
+            may_hold
+            and connection.sends_now
+            and type(self.input) is not BodyStream
+            and connection.server.greenlets.holds_back()
+        ):
+            self._held = data
         else:
-            self.connection.send_last(data)
+            connection.send(data)
         return True
 
     def _send_alone(self, body: bytes) -> None:

@@ -90,6 +90,7 @@ class TlsConnection(Connection):
     """A connection whose transport encrypts."""
 
     has_sendfile = False
+    sends_now = False  # it cannot take back what it has encrypted
     is_movable = False  # the keys live in this process
     __slots__ = ("_has_shaken", "_incoming", "_outgoing", "_pump", "_tls", "_unsent")
 
@@ -171,7 +172,7 @@ class TlsConnection(Connection):
             except BlockingIOError:
                 self._unsent = data
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """As the plain one: all of `data`, waiting if need be."""
         for start in range(0, len(data), RECORD):
             try:

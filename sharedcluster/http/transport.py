@@ -50,6 +50,8 @@ class Transport:
     """What a connection is apart from HTTP. `expiry` and `slot` are what the wheel needs."""
 
     has_sendfile = True
+    sends_now = True
+    """Whether `send_now` is possible."""
 
     __slots__ = ("_is_held", "_is_watching", "_waiter", "_waiting_on", "_watcher", "expiry", "fd", "server", "slot")
     # Set by Connection.__init__, in one go with its own: a connection that lives for one request feels each call.
@@ -102,7 +104,7 @@ class Transport:
                 raise ClientGone(str(error)) from None
         raise ClientGone("the connection was closed")
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """In a greenlet: send all of `data`, waiting only if the client does not take it.
 
         Raises:
@@ -152,9 +154,10 @@ class Transport:
     def _send_rest(self, rest: memoryview) -> None:
         while rest:
             self._wait_writable()
-            rest = rest[self._try_write(rest) :]
+            rest = rest[self.send_now(rest) :]
 
-    def _try_write(self, data: memoryview) -> int:
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Send what the client takes at once, and return how many bytes that was. Raises ClientGone."""
         try:
             return os_write(self.fd, data)
         except BlockingIOError:
@@ -179,7 +182,7 @@ class Transport:
 
     def answer(self, data: bytes) -> None:
         """Write as much of a short message as the client takes at once; raises ClientGone."""
-        self._try_write(memoryview(data))
+        self.send_now(data)
 
     def part(self) -> bool:
         """Say the last word before the descriptor is closed. False if the client has sent what was not read.

@@ -40,6 +40,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import hiredis
@@ -168,38 +169,48 @@ class Submitted(_Ticket):
             function()
 
 
+_part_of = attrgetter("part")
+
+
 class _Run(_Ticket):
     """What goes over the wire for several callers' parts of one script."""
 
     __slots__ = ("_tickets",)
 
     def __init__(self, script: JointScript, tickets: Sequence[_Ticket]) -> None:
-        _Ticket.__init__(self, script.command([ticket.part for ticket in tickets if ticket.part is not None]), 1)
+        _Ticket.__init__(self, script.command([*map(_part_of, tickets)]), 1)
         self._tickets = tickets
 
-    def hand_out(self) -> None:
-        """Give each caller what became of its part: of the whole run, if that was refused."""
+    def hand_out(self) -> list[Any]:
+        """Give each caller what became of its part: of the whole run, if that was refused. Returns all of it."""
         assert self.replies is not None
-        (reply,) = self.replies
-        if type(reply) is ReplyError:
-            reply = [reply] * len(self._tickets)
-        if len(reply) != len(self._tickets):
-            raise Bug(f"{len(reply)} answers for {len(self._tickets)} parts of a script")
-        for ticket, answer in zip(self._tickets, reply, strict=True):
+        (answers,) = self.replies
+        if type(answers) is ReplyError:
+            answers = [answers] * len(self._tickets)
+        if len(answers) != len(self._tickets):
+            raise Bug(f"{len(answers)} answers for {len(self._tickets)} parts of a script")
+        for ticket, answer in zip(self._tickets, answers, strict=True):
             ticket.replies = [answer]
+        return answers  # type: ignore[no-any-return]
 
 
-def _join(tickets: Sequence[_Ticket]) -> list[_Run]:
-    """Those tickets' parts as runs, each of one script and of `RUN_LIMIT` parts at most."""
+def _join(batch: list[_Ticket]) -> tuple[list[_Ticket], list[_Run]]:
+    """What is sent for a batch, and the runs in it: each of parts of one script, and of `RUN_LIMIT` at most."""
+    if not any(map(_part_of, batch)):
+        return batch, []
+    sent: list[_Ticket] = []
     by_script: dict[JointScript, list[_Ticket]] = {}
-    for ticket in tickets:
-        assert ticket.part is not None
-        by_script.setdefault(ticket.part.script, []).append(ticket)
-    return [
-        _Run(script, joined[start : start + RUN_LIMIT])
-        for script, joined in by_script.items()
-        for start in range(0, len(joined), RUN_LIMIT)
+    for ticket in batch:
+        if ticket.part is None:
+            sent.append(ticket)
+        else:
+            by_script.setdefault(ticket.part.script, []).append(ticket)
+    runs = [
+        _Run(script, tickets[start : start + RUN_LIMIT])
+        for script, tickets in by_script.items()
+        for start in range(0, len(tickets), RUN_LIMIT)
     ]
+    return [*sent, *runs], runs
 
 
 class GroupCommit:
@@ -218,6 +229,7 @@ class GroupCommit:
         self._spare_parkings: list[Parking] = []
         self._home: Home | None = None  # of those who submit
         self._leading = False
+        self._has_abandoned = False  # there may be tickets in the queue that nobody reads
         self._is_crowd = False  # the last exchange carried several callers' commands
         self._wire: Wire | None = None
         self._used_at = 0.0
@@ -352,7 +364,7 @@ class GroupCommit:
     # -- the exchange ----------------------------------------------------------------------------------------------
 
     def exchange(self, data: bytes, count: int, idempotent: bool, part: Part | None = None) -> list[Any]:
-        """Send packed commands, or a part, and return the replies; error replies are returned as `ReplyError` values."""
+        """Send packed commands, or a part, and return the replies; error replies are returned, as `ReplyError`."""
         if not self.breaker.allows():
             raise self._is_down()
         ticket = _Ticket(data, count, part)
@@ -408,7 +420,7 @@ class GroupCommit:
     def _abandon(self, ticket: _Ticket) -> None:
         """Leave the queue. If the lead was given to this ticket in the meantime, give it to the next one."""
         with self._lock:
-            ticket.abandoned = True
+            ticket.abandoned = self._has_abandoned = True
             batch, ticket.batch = ticket.batch, None
             ticket.fail("its caller has gone")
             if batch is not None:
@@ -482,36 +494,39 @@ class GroupCommit:
     def _take(self, batch: list[_Ticket]) -> None:
         """Add who is queued; called with the lock held."""
         queue, room = self._queue, self._settings.batch_limit - len(batch)
-        if len(queue) <= room:
-            batch += [ticket for ticket in queue if not ticket.abandoned]
+        if len(queue) <= room and not self._has_abandoned:
+            batch += queue
             queue.clear()
             return
         while queue and room:
             if not (ticket := queue.popleft()).abandoned:
                 batch.append(ticket)
                 room -= 1
+        self._has_abandoned = self._has_abandoned and bool(queue)
 
     def _exchange_batch(self, batch: list[_Ticket]) -> None:
         wire = self._ready_wire()
-        sent, runs = batch, []
-        if parts := [ticket for ticket in batch if ticket.part is not None]:
-            runs = _join(parts)
-            sent = [*[ticket for ticket in batch if ticket.part is None], *runs]
+        sent, runs = _join(batch)
         wire.send(sent[0].data if len(sent) == 1 else b"".join([ticket.data for ticket in sent]))
         read, read_waiting = wire.read, wire.read_waiting
+        must_reconnect = False
         for ticket in sent:
             first = read_waiting()
             if first is Wire:
                 first = read()
             ticket.replies = [first] if ticket.count == 1 else [first, *(read() for _ in range(ticket.count - 1))]
+            if type(first) is ReplyError and first.code in RECONNECT_CODES:
+                must_reconnect = True
         for run in runs:
-            run.hand_out()
+            answers = run.hand_out()
+            if ReplyError in map(type, answers):
+                codes = [answer.code for answer in answers if type(answer) is ReplyError]
+                must_reconnect = must_reconnect or not RECONNECT_CODES.isdisjoint(codes)
         self._used_at = time.monotonic()
         self.exchanges += 1
         self.commands += sum([ticket.count for ticket in sent])
         self.breaker.note_success()
-        errors = [ticket.replies[0] for ticket in batch if ticket.replies and type(ticket.replies[0]) is ReplyError]
-        if errors and not RECONNECT_CODES.isdisjoint([error.code for error in errors]):
+        if must_reconnect:
             self._drop_wire()
 
     def _ready_wire(self) -> Wire:

@@ -18,25 +18,36 @@ KNOWN_LIMIT = 10_000
 SIGNATURE_BYTES = 20  # 160 bits: nobody can try that often
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Cookie:
-    """What a client holds. `issued` is milliseconds since the epoch, by the clock of the worker that signed it.
+    """What a client holds. Shared by requests, so nobody changes it.
 
-    Shared by requests, so nobody changes it; it is not frozen only because that makes it dearer to create.
+    Args:
+        sid: The session's id.
+        version: The one its holder has seen.
+        issued: Milliseconds since the epoch, by the clock of the worker that signed it.
+        is_current: Signed with the current key, not with a fallback.
+        name: What the session is called in Redis, if that is known: who reads a dump or a slow log there cannot use it
+            as a cookie.
+        text: As the client has it, once it was signed or verified.
     """
 
-    sid: str
+    sid: str = field(repr=False)
     version: int
     issued: int
-    is_current: bool = True  # signed with the current key, not with a fallback
-    name: str = field(default="", compare=False, repr=False)
-    """What the session is called in Redis: who reads a dump or a slow log there cannot use it as a cookie."""
-    text: str = field(default="", compare=False, repr=False)
-    """As the client has it, once it was signed or verified."""
+    is_current: bool
+    name: str = field(compare=False)
+    text: str = field(compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        if not self.name:
-            self.name = hashlib.sha256(self.sid.encode()).hexdigest()[:32]
+    def __init__(
+        self, sid: str, version: int, issued: int, is_current: bool = True, name: str = "", text: str = ""
+    ) -> None:
+        self.sid = sid
+        self.version = version
+        self.issued = issued
+        self.is_current = is_current
+        self.name = name or hashlib.sha256(sid.encode()).hexdigest()[:32]
+        self.text = text
 
 
 def new_sid(nbytes: int = 32) -> str:
@@ -64,7 +75,9 @@ class CookieSigner:
     def sign(self, cookie: Cookie) -> str:
         """The cookie's text."""
         text = f"v1.{cookie.sid}.{cookie.version:x}.{cookie.issued:x}"
-        cookie.text = value = f"{text}.{_signature(self._hashes[0], text)}"
+        copy = self._hashes[0].copy()
+        copy.update(text.encode())
+        cookie.text = value = f"{text}.{copy.hexdigest()}"
         if len(self._known) >= KNOWN_LIMIT:
             self._known.clear()
         self._known[value] = cookie

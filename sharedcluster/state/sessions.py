@@ -291,7 +291,24 @@ class SessionStore:
             self._counts["session_saves"] += 1
             if target is not cookie:
                 self._near.invalidate(cookie.name)
-        return self._keep(saving, reply)
+        # Keep what is known for certain (law 4), and sign the new version.
+        session = saving.session
+        record: SessionRecord | None
+        if isinstance(reply, list):
+            record = self._parse(reply[2])
+            assert record is not None
+            version = record.version
+        else:
+            version = int(reply)
+            base, delta = saving.base, saving.delta
+            fields = {**base.fields, **delta.written}
+            for name in delta.removed:
+                fields.pop(name, None)
+            user = base.user if session._wanted_user is None else session._wanted_user
+            size = _size_of(fields)
+            record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms, size, reply)
+        self._near.fill(target.name, record, saving.begun, mark=record.mark, size=record.size)
+        return SaveOutcome(_SET, saving.signer.renew(target, version, _now_ms()))
 
     def _merge_in(
         self, session: Session, delta: SessionDelta, name: str, target: str
@@ -322,26 +339,6 @@ class SessionStore:
             stored[key] = theirs
         session._stored = stored
         return SessionDelta(written, delta.removed)
-
-    def _keep(self, saving: Saving, reply: bytes | list[Any]) -> SaveOutcome:
-        """Keep what is known for certain (law 4) and sign the new version."""
-        session, cookie = saving.session, saving.target
-        record: SessionRecord | None
-        if isinstance(reply, list):
-            record = self._parse(reply[2])
-            assert record is not None
-            version = record.version
-        else:
-            version = int(reply)
-            base, delta = saving.base, saving.delta
-            fields = {**base.fields, **delta.written}
-            for name in delta.removed:
-                fields.pop(name, None)
-            user = base.user if session._wanted_user is None else session._wanted_user
-            size = _size_of(fields)
-            record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms, size, reply)
-        self._near.fill(cookie.name, record, saving.begun, mark=record.mark, size=record.size)
-        return SaveOutcome(_SET, saving.signer.renew(cookie, version, _now_ms()))
 
     def _write(self, name: str, session: Session, record: SessionRecord, written: Mapping[str, bytes]) -> Part:
         """What most saves send: fields that are written, and nothing else."""

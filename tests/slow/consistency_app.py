@@ -199,13 +199,13 @@ def without_delta() -> None:
 
 def without_exact_view() -> None:
     """After an own write the near copy is base and own fields, whoever has written in between."""
-    original = SessionStore._keep
+    original = SessionStore._end
 
     def saved(store: Any, saving: Any, reply: Any) -> Any:
         saving.begun = 10**15
         return original(store, saving, reply[1] if type(reply) is list else reply)
 
-    SessionStore._keep = saved  # type: ignore[method-assign, assignment]
+    SessionStore._end = saved  # type: ignore[method-assign, assignment]
 
 
 def replace_in_script(name: str, old: str, new: str) -> Callable[[], None]:

@@ -159,6 +159,11 @@ class Work:
         self.is_clean = is_clean
         self.ran_in: Any = None
         self.is_done = False
+        self.has_left = False
+
+    def leave(self) -> None:
+        """Note it."""
+        self.has_left = True
 
     def run(self, worker: greenlet) -> bool:
         """Run."""
