@@ -28,6 +28,7 @@ from sharedcluster.state import process_id
 from sharedcluster.state.runtime import THREADS, Home, Line, Parking
 
 _allocate_lock = gevent.monkey.get_original("_thread", "allocate_lock")
+_select = gevent.monkey.get_original("select", "select")
 
 
 class _Lock:
@@ -151,6 +152,11 @@ class _Line:
     def _wait(self) -> None:
         if self._is_stopped:
             raise ConnectionAbortedError("the connection was closed here")
+        if get_hub() is not self._hub:
+            # Another native thread, as of gevent's pool: it may block, and cannot switch to this hub.
+            if not _select([self._sock], [], [], min(self._timeout, 1e6))[0]:
+                raise TimeoutError("timed out")
+            return
         if not self._is_watched:
             self._is_watched = True
             self._watcher.start(self._hear)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +16,10 @@ from gevent.monkey import is_module_patched
 
 from sharedcluster.errors import Bug, StateUnavailableError
 from sharedcluster.flask import find_runtime
-from sharedcluster.state.connection import GroupCommit
+from sharedcluster.state.connection import RUN_LIMIT, GroupCommit, Submitted, _Run, _Ticket
+from sharedcluster.state.scripting import JointScript, Part
 from sharedcluster.state.settings import StateSettings
-from sharedcluster.state.wire import Address, Command, ReplyError, Wire
+from sharedcluster.state.wire import Address, Command, Form, ReplyError, Wire, pack, pack_argument
 from tests.redis_process import RedisProcess
 from tests.state.link import Link
 from tests.waiting import wait_until
@@ -425,3 +428,249 @@ def test_greenlets_killed_at_any_moment_break_nobody_else(commit: GroupCommit, n
     assert wrong == []
     assert len(finished) >= 200
     assert commit.call("PING") == b"PONG"
+
+
+# -- parts that run together ---------------------------------------------------------------------------------------
+
+
+class Saver:
+    """Saves sessions by parts, without anything around them."""
+
+    def __init__(self, commit: GroupCommit, namespace: str) -> None:
+        self.commit = commit
+        self.prefix = f"{namespace}:s:"
+        self.channel = f"{namespace}:inv"
+        common = [b"0", self.channel.encode(), f"{namespace}:u:".encode(), b"%d" % len(self.prefix)]
+        self.script = JointScript("session_save", common)
+        self.form = Form([b"c", b"60000", b"", b"0", b"1", b"0", b"field", None])
+
+    def part(self, name: str, value: str = "x") -> Part:
+        """A session that is written without having been read."""
+        key = pack_argument(f"{self.prefix}{name}".encode())
+        return Part(self.script, key, 1, self.form.fill([value.encode()]), self.form.count)
+
+    def stored(self, name: str) -> bytes | None:
+        """The field, as Redis has it."""
+        value: bytes | None = self.commit.call("HGET", f"{self.prefix}{name}", "field")
+        return value
+
+
+@pytest.fixture
+def saver(commit: GroupCommit, namespace: str) -> Saver:
+    """Over the test's own connection."""
+    commit.load_scripts()
+    return Saver(commit, namespace)
+
+
+def submit_together(saver: Saver, names: list[str]) -> list[Submitted]:
+    """Parts that go out in one exchange: the leader is held up until all are in the queue."""
+    saver.commit.call("PING")
+    saver.commit._home = saver.commit._home or saver.commit._runtime.make_home()
+    with saver.commit._lock:
+        saver.commit._leading = True
+    submitted = [saver.commit.submit(saver.part(name)) for name in names]
+    saver.commit._home.spawn(saver.commit._lead_alone)
+    return submitted
+
+
+def test_parts_that_are_sent_together_run_as_one(saver: Saver, redis_url: str) -> None:
+    """One round trip, one command, one message for all; each caller is given what became of its own."""
+    listener = Wire(Address(redis_url, StateSettings()))
+    listener.send(pack(("SUBSCRIBE", saver.channel)))
+    listener.read()
+    saver.commit.call("PING")
+    before = (saver.commit.exchanges + 1, saver.commit.commands + 1)  # a PING comes first
+    names = [f"n{number}" for number in range(20)]
+    submitted = submit_together(saver, names)
+    versions = [saver.commit.settle(each) for each in submitted]
+    assert (saver.commit.exchanges - before[0], saver.commit.commands - before[1]) == (1, 1)
+    assert [saver.stored(name) for name in names] == [b"x"] * 20
+    # Nobody said which version it expects but 0, so each is told its version by itself.
+    kind, *told = listener.read()[2].decode().split(" ")
+    assert kind == "s"
+    assert dict(zip(told[1::2], told[::2], strict=True)) == {
+        name: version.decode() for name, version in zip(names, versions, strict=True)
+    }
+    listener.close()
+
+
+def test_what_fails_in_one_part_is_nobody_else_s(saver: Saver) -> None:
+    """A key of another type costs its own caller an error; what it may have written is told as gone."""
+    saver.commit.call("SET", f"{saver.prefix}b", "no hash")
+    submitted = submit_together(saver, ["a", "b", "c"])
+    assert type(saver.commit.settle(submitted[0])) is bytes
+    with pytest.raises(ReplyError, match="WRONGTYPE"):
+        saver.commit.settle(submitted[1])
+    assert type(saver.commit.settle(submitted[2])) is bytes
+    assert [saver.stored("a"), saver.stored("c")] == [b"x", b"x"]
+    with pytest.raises(ReplyError, match="WRONGTYPE"):
+        saver.commit.part(saver.part("b"))
+    assert type(saver.commit.part(saver.part("a"), idempotent=True)) is list  # somebody has written since 0
+
+
+def test_many_parts_are_several_runs_and_other_commands_go_along(saver: Saver) -> None:
+    """No run keeps Redis busy for long; who waits for a command of its own gets its reply from the same trip."""
+    names = [f"n{number}" for number in range(RUN_LIMIT + 5)]
+    saver.commit.call("PING")
+    before = saver.commit.commands + 1
+    answered: list[object] = []
+    submitted = submit_together(saver, names)
+    run_all(lambda: answered.append(saver.commit.call("ECHO", "other")))
+    assert {type(saver.commit.settle(each)) for each in submitted} == {bytes}
+    assert answered == [b"other"]
+    assert saver.commit.commands - before == 3  # two runs and the other one
+
+
+def test_redis_has_forgotten_the_script(saver: Saver) -> None:
+    """Each sends its own part again, with the text; none is lost."""
+    saver.commit.part(saver.part("known"))
+    saver.commit.call("SCRIPT", "FLUSH")
+    names = ["a", "b", "c"]
+    for each in submit_together(saver, names):
+        assert type(saver.commit.settle(each, idempotent=True)) is bytes
+    assert [saver.stored(name) for name in names] == [b"x"] * 3
+
+
+def test_who_submitted_is_called_once_and_need_not_wait(saver: Saver) -> None:
+    """Before it is done, then; afterwards, at once. `settle` waits where nobody is called."""
+    calls: list[str] = []
+    (first,) = submit_together(saver, ["a"])
+    first.when_done(lambda: calls.append("first"))
+    wait_until(lambda: bool(calls), "called")
+    assert first.is_done
+    first.when_done(lambda: calls.append("late"))
+    assert calls == ["first", "late"]
+    waited = saver.commit.submit(saver.part("b"))
+    assert type(saver.commit.settle(waited)) is bytes
+    assert saver.stored("b") == b"x"
+
+
+def test_a_submitted_part_is_told_of_silence(own_redis: RedisProcess, namespace: str) -> None:
+    """Redis stands still: everybody who submitted hears it within the timeout, and again at once while it is down."""
+    settings = StateSettings(socket_timeout=0.2, connect_timeout=0.2, breaker_limit=1, probe_interval=60)
+    commit = GroupCommit(Address(own_redis.url, settings), settings, find_runtime())
+    saver = Saver(commit, namespace)
+    commit.call("PING")
+    own_redis.signal(signal.SIGSTOP)
+    submitted = [commit.submit(saver.part(f"n{number}")) for number in range(5)]
+    for each in submitted:
+        with pytest.raises(StateUnavailableError):
+            commit.settle(each, idempotent=True)
+    with pytest.raises(StateUnavailableError, match="down"):
+        commit.submit(saver.part("late"))
+    own_redis.signal(signal.SIGCONT)
+    commit.close()
+
+
+def test_a_cut_link_is_tried_again_where_that_is_harmless(own_redis: RedisProcess, namespace: str) -> None:
+    """Who may send twice gets its answer over the next connection; who may not is told that nobody knows."""
+    with Link(own_redis.url) as link:
+        settings = StateSettings()
+        commit = GroupCommit(Address(link.url, settings), settings, find_runtime())
+        saver = Saver(commit, namespace)
+        commit.call("PING")
+        link.mode = "cut replies"
+        careful = commit.submit(saver.part("careful"))
+        with pytest.raises(StateUnavailableError):
+            commit.settle(careful)
+        link.mode = "forward"
+        link.cut()
+        commit.call("PING", idempotent=True)
+        link.mode = "cut replies"
+        harmless = commit.submit(saver.part("harmless"))
+        wait_until(lambda: harmless.is_done, "the link is cut")
+        link.mode = "forward"
+        assert type(commit.settle(harmless, idempotent=True)) in (bytes, list)
+        assert saver.stored("harmless") == b"x"
+        commit.close()
+
+
+def test_a_full_queue_refuses_a_submission(commit: GroupCommit, namespace: str) -> None:
+    """As it refuses a caller: told at once, and nothing stays behind."""
+    commit._settings = replace(commit._settings, queue_limit=0)
+    saver = Saver(commit, namespace)
+    submitted = commit.submit(saver.part("a"))
+    assert submitted.is_done
+    with pytest.raises(StateUnavailableError, match="too many"):
+        commit.settle(submitted)
+    commit._settings = StateSettings()
+    assert commit.call("PING") == b"PONG"
+
+
+def test_callers_and_submissions_of_a_crowd_all_get_their_own(saver: Saver) -> None:
+    """Both kinds at once, led by either: no reply goes astray, and nobody is left behind."""
+    wrong: list[object] = []
+
+    def call(number: int) -> None:
+        for turn in range(20):
+            text = f"{number} {turn}"
+            if saver.commit.call("ECHO", text) != text.encode():
+                wrong.append(text)
+
+    def save(number: int) -> None:
+        for turn in range(20):
+            name = f"{number}.{turn}"
+            submitted = saver.commit.submit(saver.part(name, name))
+            saver.commit.settle(submitted)
+            if saver.stored(name) != name.encode():
+                wrong.append(name)
+
+    run_all(*[functools.partial(work, number) for number in range(10) for work in (call, save)])
+    assert wrong == []
+    assert not saver.commit._leading
+
+
+@pytest.mark.skipif(not is_module_patched("socket"), reason="threads have no loop to be told in")
+def test_another_thread_may_lead_and_may_submit(saver: Saver) -> None:
+    """A native thread carries what the loop's thread submitted, and tells it there; for its own it waits."""
+    import gevent
+    from gevent.monkey import get_original
+
+    thread_id = get_original("_thread", "get_ident")
+    here = thread_id()
+    told_in: list[int] = []
+    saver.commit.call("PING")
+    saver.commit._home = saver.commit._runtime.make_home()
+    with saver.commit._lock:
+        saver.commit._leading = True
+    submitted = [saver.commit.submit(saver.part(f"n{number}")) for number in range(3)]
+    for each in submitted:
+        each.when_done(lambda: told_in.append(thread_id()))
+    elsewhere: list[object] = []
+
+    def lead() -> None:
+        saver.commit._lead_alone()
+        elsewhere.append(saver.commit.settle(saver.commit.submit(saver.part("elsewhere"))))
+
+    gevent.get_hub().threadpool.apply(lead)
+    with gevent.Timeout(10):
+        while len(told_in) < 3:
+            gevent.sleep(0.001)
+    assert told_in == [here] * 3
+    assert [type(saver.commit.settle(each)) for each in submitted] == [bytes] * 3
+    assert [type(each) for each in elsewhere] == [bytes]
+
+
+def test_a_leader_s_bug_is_told_and_leaves_nobody_waiting(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many answers as parts, or nobody believes any of them."""
+    monkeypatch.setattr("sharedcluster.state.connection._Run.hand_out", lambda run: 1 / 0)
+    submitted = submit_together(saver, ["a", "b"])
+    for each in submitted:
+        with pytest.raises(StateUnavailableError, match="cut short"):
+            saver.commit.settle(each)
+    wait_until(lambda: "[BUG]" in caplog.text, "it is told")
+    monkeypatch.undo()
+    assert type(saver.commit.part(saver.part("c"))) is bytes
+
+
+def test_answers_are_counted() -> None:
+    """A run that is answered for another number of parts is a bug, and nobody gets another one's answer."""
+    script = JointScript("session_save", [])
+    tickets = [_Ticket(b"", 1, Part(script, b"", 0, b"", 0)) for _ in range(2)]
+    run = _Run(script, tickets)
+    run.replies = [[b"1"]]
+    with pytest.raises(Bug):
+        run.hand_out()
+    assert [ticket.replies for ticket in tickets] == [None, None]

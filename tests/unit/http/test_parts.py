@@ -15,7 +15,7 @@ from sharedcluster.errors import ConfigError
 from sharedcluster.http.counters import Counters
 from sharedcluster.http.deadlines import GONE, SLOTS, TICK, Wheel
 from sharedcluster.http.forwarded import AllowList, Forwarding
-from sharedcluster.http.greenlets import PARKED, GreenletPool
+from sharedcluster.http.greenlets import PARKED, WARY, GreenletPool
 from sharedcluster.http.policy import Refused
 from sharedcluster.http.request import HeadReader
 from sharedcluster.http.settings import HttpSettings
@@ -263,3 +263,120 @@ def test_stray_wakeups_do_no_harm(caplog: pytest.LogCaptureFixture) -> None:
     last = Work()
     run_in_hub(pool, last)
     assert last.ran_in is not None
+
+
+class Answers:
+    """A pool whose jobs take as long as they say, and the order in which they leave."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pool = GreenletPool(gevent.get_hub(), Answer)
+        self.left: list[Answer] = []
+        self.now = 0
+        monkeypatch.setattr("sharedcluster.http.greenlets.monotonic_ns", lambda: self.now)
+
+    def make(self, count: int, microseconds: int = 10, **how: bool) -> list[Answer]:
+        """Jobs that take so long."""
+        return [Answer(self, microseconds, **how) for _ in range(count)]
+
+
+class Answer(Work):
+    """A job whose answer may leave with those of others."""
+
+    def __init__(self, answers: Answers, microseconds: int, **how: bool) -> None:
+        super().__init__(**how)
+        self.answers = answers
+        self.microseconds = microseconds
+        self.was_held = False
+        self.done_when_left = 0
+
+    def run(self, worker: greenlet) -> bool:
+        """Compute, and leave or be held."""
+        self.answers.now += self.microseconds * 1000
+        is_clean = super().run(worker)
+        self.was_held = self.answers.pool.holds_back()
+        if self.was_held:
+            self.answers.pool.hold(self)
+        else:
+            self.leave()
+        return is_clean
+
+    def leave(self) -> None:
+        """Note when."""
+        super().leave()
+        self.answers.left.append(self)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
+    """Of one pool."""
+    return Answers(monkeypatch)
+
+
+def test_answers_of_one_pass_leave_together(answers: Answers) -> None:
+    """Behind the last of them, in their order; one that is alone is not held."""
+    jobs = answers.make(5)
+    seen: list[list[bool]] = []
+    jobs[0].leave = lambda: seen.append([job.is_done for job in jobs])  # type: ignore[method-assign]
+    run_together(answers.pool, *jobs)
+    assert seen == [[True] * 5]
+    assert answers.left == jobs[1:]
+    (alone,) = answers.make(1)
+    run_in_hub(answers.pool, alone)
+    assert not alone.was_held
+    assert alone.has_left
+
+
+def test_nobody_waits_for_a_job_that_waits(answers: Answers) -> None:
+    """What is held leaves when the job behind it gives the turn away."""
+    (quick,), (waiting,) = answers.make(1), answers.make(1, waits=True)
+    run_together(answers.pool, quick, waiting)
+    assert quick.was_held
+    assert answers.left == [quick, waiting]
+
+
+def test_slow_jobs_are_waited_for_once(answers: Answers) -> None:
+    """The first slow one delays who was held before it; then, for a thousand answers, nobody is held."""
+    jobs = answers.make(1) + answers.make(1, 5000) + answers.make(1)
+    run_together(answers.pool, *jobs)
+    assert [job.was_held for job in jobs] == [True, True, False]
+    assert answers.left == jobs
+    many = answers.make(WARY + 1)  # the last one has nobody to wait for
+    run_together(answers.pool, *many)
+    assert not any(job.was_held for job in many[:-1])
+    after = answers.make(2)
+    run_together(answers.pool, *after)
+    assert all(job.was_held for job in after)
+
+
+def test_many_quick_jobs_leave_in_time_and_go_on_being_held(answers: Answers) -> None:
+    """After a millisecond they leave, though more is to be done; that many were made shows that none was slow."""
+    jobs = answers.make(60, 100)
+    done: list[int] = []
+    jobs[0].leave = lambda: done.append(sum(job.is_done for job in jobs))  # type: ignore[method-assign]
+    run_together(answers.pool, *jobs)
+    assert done == [12]  # the clock starts when the first one is done, and is looked at behind each
+    assert all(job.was_held for job in jobs)
+    assert answers.left == jobs[1:]
+
+
+def test_a_bug_in_leaving_keeps_nobody(answers: Answers) -> None:
+    """The others leave all the same."""
+    jobs = answers.make(4)
+
+    def fail() -> None:
+        raise ZeroDivisionError("a bug of ours")
+
+    jobs[1].leave = fail  # type: ignore[method-assign]
+    run_together(answers.pool, *jobs)
+    with gevent.Timeout(10):
+        while len(answers.left) < 3:
+            gevent.sleep(0)
+    assert answers.left == [jobs[0], *jobs[2:]]
+
+
+def test_a_greenlet_that_ends_lets_go_of_what_is_held(answers: Answers) -> None:
+    """One into which something was thrown is not used again; what others have given it leaves all the same."""
+    jobs = answers.make(1) + answers.make(1, is_clean=False)
+    run_together(answers.pool, *jobs)
+    assert jobs[0].was_held
+    assert answers.left == jobs
