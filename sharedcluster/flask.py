@@ -118,6 +118,11 @@ class AppState:
                     starter(state)
             return self._state
 
+    @property
+    def has_homes(self) -> bool:
+        """See `state.runtime.Runtime.has_homes`."""
+        return find_runtime().has_homes
+
     def is_of(self, state: SharedState) -> bool:
         """True if this application uses that state."""
         return self._state is state

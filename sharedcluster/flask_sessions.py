@@ -191,8 +191,12 @@ class SharedSessionInterface(SessionInterface):
 
     @property
     def can_submit(self) -> bool:
-        """Whether `submit_session` does what `save_session` does: not if somebody has put something of their own."""
-        return type(self) is SharedSessionInterface and not {"save_session", "is_null_session"} & vars(self).keys()
+        """Whether `submit_session` does what `save_session` does, and tells its thread when it is done.
+
+        Not if somebody has put something of their own there, nor where callers are threads.
+        """
+        is_ours = type(self) is SharedSessionInterface and not {"save_session", "is_null_session"} & vars(self).keys()
+        return is_ours and self.own.has_homes
 
     def submit_session(self, app: Flask, session: SessionMixin, response: Response) -> Saved | None:
         """As `save_session`, but without waiting for Redis: what is left to do, or None if that is nothing."""

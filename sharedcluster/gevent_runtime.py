@@ -258,6 +258,8 @@ class _Home:
 class GeventRuntime:
     """For a process whose sockets and threads gevent has patched."""
 
+    has_homes = True
+
     def make_home(self) -> Home:
         """See `Runtime`."""
         return _Home()

@@ -56,6 +56,9 @@ class Home(Protocol):
 class Runtime(Protocol):
     """What a process offers to those who wait."""
 
+    has_homes: bool
+    """Whether a home is one thread, in which what it is told runs between other things."""
+
     def make_home(self) -> Home:
         """The caller's."""
 
@@ -116,6 +119,8 @@ class _AnyThread:
 
 class ThreadRuntime:
     """`threading` and `socket` as they are."""
+
+    has_homes = False
 
     def make_home(self) -> Home:
         """See `Runtime`."""
