@@ -12,8 +12,8 @@ with the two switches that it saves, this was 9 % of a Flask hello at 32 connect
 And the answers of one pass leave together, behind the last of them: whoever is sent something wakes up, often on this
 very CPU and at once, and each time leaves it cold. Laws:
 - An answer is held back only while others are being made in the same pass: one that is alone leaves at once.
-- For a millisecond (`HOLD`), or until the job that is running then ends or waits. Where that is what jobs are like,
-  the next thousand answers are not held.
+- For a millisecond (`HOLD`), or until the job that is running then ends or waits. Behind a job that takes longer than
+  that by itself the next thousand answers are not held: a view that computes may keep others' answers, but seldom.
 - Only what leaves without waiting, and with nothing to do behind it, is held: see `Exchange`.
 """
 
@@ -34,10 +34,8 @@ PARKED = 256
 
 HOLD: Final = 1_000_000
 """Nanoseconds after which what is held back leaves, if there is still something to do."""
-FEW: Final = 8
-"""Answers; a pass that makes fewer in that time has slow jobs in it."""
 WARY: Final = 1000
-"""Answers that are not held back after such a pass."""
+"""Answers that are not held back after a job that took as long."""
 
 
 class Job(Protocol):
@@ -64,7 +62,7 @@ class GreenletPool:
         self.ready: deque[Job] = deque()
         """Jobs that run when the loop has read what has come. Who puts the first one here schedules `run_ready`."""
         self._held: deque[Job] = deque()
-        self._held_since = 0
+        self._held_since = self._looked_at = 0
         self._wary = 0
 
     def holds_back(self) -> bool:
@@ -79,11 +77,17 @@ class GreenletPool:
     def hold(self, job: Job) -> None:
         """Let a job `leave` with the others of this pass."""
         if not self._held:
-            self._held_since = monotonic_ns()
+            self._held_since = self._looked_at = monotonic_ns()
         self._held.append(job)
 
-    def _let_go(self) -> None:
-        """Let all leave that are held back."""
+    def _let_go(self, *, goes_on: bool = False) -> None:
+        """Let all leave that are held back; if the pass goes on, only when it is time."""
+        now = monotonic_ns()
+        if now - self._looked_at > HOLD:
+            self._wary = WARY
+        self._looked_at = now
+        if goes_on and now - self._held_since <= HOLD:
+            return
         held = self._held
         try:
             while held:
@@ -91,12 +95,6 @@ class GreenletPool:
         finally:
             if held:  # a bug has come through one
                 self._hub.loop.run_callback(self.run_ready)
-
-    def _let_go_if_late(self) -> None:
-        if monotonic_ns() - self._held_since > HOLD:
-            if len(self._held) < FEW:
-                self._wary = WARY
-            self._let_go()
 
     def run_ready(self) -> None:
         """From the loop: run what is ready, each until it ends or first waits."""
@@ -128,7 +126,7 @@ class GreenletPool:
             me.gr_context = None
             if ready:
                 if held:
-                    self._let_go_if_late()
+                    self._let_go(goes_on=True)
                 job = ready.popleft()
                 continue
             if held:

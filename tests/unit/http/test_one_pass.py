@@ -216,3 +216,98 @@ def test_a_new_connection_is_served_at_once(make_site: MakeSite, pending: int) -
     for end in (end for door in doors for end in door):
         end.close()
     assert begun == [(0, 1)]
+
+
+def test_answers_leave_together_also_to_clients_that_are_slow(make_site: MakeSite) -> None:
+    """What a client does not take at once is sent to it later, whole, and keeps nobody else's answer."""
+    size = 60_000
+    started: list[int] = []
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        started.append(site.server.in_flight)
+        start_response("200 OK", [("Content-Length", str(size))])
+        return [b"x" * size]
+
+    site = make_site(lambda _: None, 0)
+    site.server.application = application
+    for slow in (True, False, True):
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096 if slow else 1 << 20)
+        gevent.get_hub().loop.run_callback(site.server.serve, theirs.detach(), 0, ("127.0.0.1", 40000))
+        site.clients.append(ours)
+    gevent.sleep(0)
+    site.ask_all()
+    with gevent.Timeout(10):
+        while site.server.in_flight != 2:
+            gevent.sleep(0.001)
+    assert started == [3, 3, 3]
+    for client in site.clients:
+        got = b""
+        with gevent.Timeout(10):
+            while not got.endswith(b"x") or len(got.partition(b"\r\n\r\n")[2]) < size:
+                try:
+                    got += client.recv(65536)
+                except BlockingIOError:
+                    gevent.sleep(0.001)
+    with gevent.Timeout(10):
+        while site.server.in_flight:
+            gevent.sleep(0.001)
+    assert site.server.counters.requests == 3
+    site.ask_all()  # the connections go on
+    with gevent.Timeout(10):
+        while len(started) < 6:
+            gevent.sleep(0.001)
+
+
+def test_a_client_that_has_left_when_the_answers_do(make_site: MakeSite) -> None:
+    """Its own answer is dropped, and nothing else."""
+
+    def view(path: str) -> None:
+        if path == "/2":
+            leaver.close()
+
+    site = make_site(view, 3)
+    leaver = site.clients[0]
+    site.ask_all()
+    site.clients.remove(leaver)
+    assert_served(site.answers())
+    with gevent.Timeout(10):
+        while site.server.in_flight:
+            gevent.sleep(0.001)
+    assert leaver.fileno() == -1
+    assert site.server.counters.requests == 3
+
+
+@pytest.mark.parametrize("has_work", [True, False])
+def test_an_answer_leaves_before_what_is_done_behind_it(make_site: MakeSite, has_work: bool) -> None:
+    """Who has something to do when an answer has left does it then; an answer behind which nothing is done is held."""
+    had_left: list[bool] = []
+
+    class Body(list[bytes]):
+        on_close = (print,) if has_work else ()
+
+        def close(self) -> None:
+            had_left.append(bool(self.peek()))
+
+        def peek(self) -> bytes:
+            try:
+                return first.recv(10, socket.MSG_PEEK)
+            except BlockingIOError:
+                return b""
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", "2")])
+        return Body([b"ok"]) if environ["PATH_INFO"] == "/0" else [b"ok"]
+
+    site = make_site(lambda _: None, 3)
+    first = site.clients[0]
+    site.server.application = application
+    # The loop may begin with any of them, so it is asked until the first one was not the last.
+    with gevent.Timeout(10):
+        while not had_left or (has_work is False and had_left[-1]):
+            site.ask_all()
+            assert_served(site.answers())
+            if has_work:
+                break
+    assert had_left[-1] is has_work
