@@ -32,6 +32,7 @@ class SessionRecord:
     deadline_ms: int = 0  # 0: no absolute end
     size: int = 0  # bytes in memory, roughly: never less than those of the values
     mark: bytes = b"0"  # the version as Redis writes it
+    key: bytes = b""  # where it is in Redis, packed, once it was written by this worker
 
 
 # What is found under an id that has just been rotated away.

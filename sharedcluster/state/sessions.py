@@ -42,6 +42,7 @@ TOMBSTONE_MS = 10_000
 # How often a merge is tried again under contention before the last writer wins.
 MERGE_ATTEMPTS = 20
 FORMS_LIMIT = 200
+NAMES_LIMIT = 1000  # bytes of the names in one that is remembered
 
 
 class SessionTooLargeError(SharedClusterError):
@@ -306,7 +307,8 @@ class SessionStore:
                 fields.pop(name, None)
             user = base.user if session._wanted_user is None else session._wanted_user
             size = _size_of(fields)
-            record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms, size, reply)
+            key = base.key if cookie is target and base.key else self._pack_key(target.name)
+            record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms, size, reply, key)
         self._near.fill(target.name, record, saving.begun, mark=record.mark, size=record.size)
         return SaveOutcome(_SET, saving.signer.renew(target, version, _now_ms()))
 
@@ -342,11 +344,8 @@ class SessionStore:
 
     def _write(self, name: str, session: Session, record: SessionRecord, written: Mapping[str, bytes]) -> Part:
         """What most saves send: fields that are written, and nothing else."""
-        values = [record.mark]
-        added = 0
-        for key, raw in written.items():
-            values += (key.encode() if key[:1] != "@" else _stored_name(key), raw)
-            added += len(raw)
+        raws = written.values()
+        added = sum(map(len, raws))
         # The size is known of what was loaded, and is never less than that of its values.
         if (
             added > self._settings.session_field_limit
@@ -354,9 +353,12 @@ class SessionStore:
             or record.fields is not session._stored
         ):
             self._check_size(session, written)
-        kind = (session._source.idle, len(written))
-        form = self._forms.get(kind) or self._learn_form(kind, *kind)
-        return Part(self._script, pack_argument(self._raw_prefix + name.encode()), 1, form.fill(values), form.count)
+        kind = (session._source.idle, *written)
+        form = self._forms.get(kind)
+        if form is None:
+            form = self._learn_form(kind, session._source.idle, written)
+        key = record.key or self._pack_key(name)
+        return Part(self._script, key, 1, form.fill([record.mark, *raws]), form.count)
 
     def _save(
         self,
@@ -371,40 +373,40 @@ class SessionStore:
         written, removed, record = delta.written, delta.removed, session._record
         self._check_size(session, written)
         keys = [name] if target == name else [name, target]
-        user = session._wanted_user or ""
-        values = [user.encode()] if user else []
-        values.append(b"0" if creates or record is None else record.mark)
+        how = b"c" * creates + b"m" * merges + b"r" * (len(keys) > 1)
+        mark = b"0" if creates or record is None else record.mark
+        idle = b"%d" % (session._source.idle * 1000)
+        arguments = [
+            how,
+            idle,
+            (session._wanted_user or "").encode(),
+            mark,
+            b"%d" % len(written),
+            b"%d" % len(removed),
+        ]
         for key, raw in written.items():
-            values += (_stored_name(key), raw)
+            arguments += (_stored_name(key), raw)
         if merges:
-            values += [session._stored.get(key, b"") for key in written]
-        values += map(_stored_name, removed)
-        kind = (session._source.idle, len(written), len(removed), creates, merges, len(keys) > 1, user != "")
-        form = self._forms.get(kind) or self._learn_form(kind, *kind)
-        packed = b"".join([pack_argument(self._raw_prefix + each.encode()) for each in keys])
-        return Part(self._script, packed, len(keys), form.fill(values), form.count)
+            arguments += [session._stored.get(key, b"") for key in written]
+        arguments += map(_stored_name, removed)
+        packed = b"".join(map(pack_argument, arguments))
+        return Part(self._script, b"".join(map(self._pack_key, keys)), len(keys), packed, len(arguments))
 
-    def _learn_form(
-        self,
-        kind: tuple[Any, ...],
-        idle: float,
-        written: int,
-        removed: int = 0,
-        creates: bool = False,
-        merges: bool = False,
-        rotates: bool = False,
-        binds: bool = False,
-    ) -> Form:
-        """What saves of one kind have in common; see scripts/session_save.lua."""
-        if len(self._forms) >= FORMS_LIMIT:  # an application that changes its idle time all the time
-            self._forms.clear()
-        how = b"c" * creates + b"m" * merges + b"r" * rotates
-        differing = (3 if merges else 2) * written + removed
-        form = self._forms[kind] = Form(
-            [how, b"%d" % (idle * 1000), None if binds else b"", None, b"%d" % written, b"%d" % removed]
-            + [None] * differing
-        )
+    def _learn_form(self, kind: tuple[Any, ...], idle: float, names: Iterable[str]) -> Form:
+        """What writes of the same fields have in common; see scripts/session_save.lua."""
+        stored = [_stored_name(name) for name in names]
+        arguments: list[bytes | None] = [b"", b"%d" % (idle * 1000), b"", None, b"%d" % len(stored), b"0"]
+        for name in stored:
+            arguments += (name, None)
+        form = Form(arguments)
+        if sum(map(len, stored)) <= NAMES_LIMIT:
+            if len(self._forms) >= FORMS_LIMIT:  # an application that has ever other names, or idle times
+                self._forms.clear()
+            self._forms[kind] = form
         return form
+
+    def _pack_key(self, name: str) -> bytes:
+        return pack_argument(self._raw_prefix + name.encode())
 
     def _check_size(self, session: Session, written: Mapping[str, bytes]) -> None:
         """Raises SessionTooLargeError; for whom a quick look was not enough."""
