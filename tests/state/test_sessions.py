@@ -544,3 +544,19 @@ def test_a_regressed_version_is_seen(state: SharedState) -> None:
     assert browser.get(state, "n") == 1
     assert state.counts["session_regressed"] == 1
     assert SIGNER.verify(browser.cookie).version == cookie.version  # type: ignore[union-attr]
+
+
+def test_a_session_of_very_many_fields(state: SharedState, make_state: MakeState) -> None:
+    """More than fit into one command of the script: all are written, by whoever, and any of them removed."""
+    other = make_state()
+    browser = Browser()
+    browser.set(state, **{f"k{number}": number for number in range(1203)})
+    assert browser.visit(other, len) == 1203
+
+    def change(session: Session) -> None:
+        for number in range(0, 1203, 2):
+            del session[f"k{number}"]
+        session.update({f"k{number}": -number for number in range(1, 1203, 2)}, new=1)
+
+    browser.visit(other, change)
+    assert browser.visit(state, dict) == {**{f"k{number}": -number for number in range(1, 1203, 2)}, "new": 1}

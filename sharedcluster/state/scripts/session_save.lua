@@ -43,8 +43,10 @@ local function save(key, new_key, at, n, removed)
   -- A hybrid clock: it grows by at least one per write, and after a failover that lost writes it does not repeat
   -- numbers, so that a near copy of the lost write can never pass for the new one.
   local version = whole(math.max(tonumber(previous or '0') + 1, now))
-  for i = first, first + 2 * n - 1, 2 do redis.call('HSET', key, ARGV[i], ARGV[i + 1]) end
-  local last = first + (merges and 3 or 2) * n - 1
+  local stop = first + 2 * n - 1
+  redis.call('HSET', key, '@v', version, unpack(ARGV, first, math.min(first + 999, stop)))
+  for i = first + 1000, stop, 1000 do redis.call('HSET', key, unpack(ARGV, i, math.min(i + 999, stop))) end
+  local last = stop + (merges and n or 0)
   for i = last + 1, last + removed do redis.call('HDEL', key, ARGV[i]) end
   if not previous then
     redis.call('HSET', key, '@c', whole(now_ms))
@@ -58,7 +60,6 @@ local function save(key, new_key, at, n, removed)
     user = ARGV[at + 2]
     redis.call('HSET', key, '@u', user)
   end
-  redis.call('HSET', key, '@v', version)
 
   local ttl = tonumber(ARGV[at + 1])
   if deadline then ttl = math.min(ttl, tonumber(deadline) - now_ms) end
