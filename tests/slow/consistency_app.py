@@ -138,26 +138,44 @@ def pid() -> dict[str, Any]:
 
 def make_readers_slow() -> None:
     """Replies reach the code that asked a little later, so that messages overtake them."""
-    original = connection_room.GroupCommit.exchange
+    exchange, settle = connection_room.GroupCommit.exchange, connection_room.GroupCommit.settle
 
-    def exchange(commit: Any, data: bytes, count: int, idempotent: bool) -> list[Any]:
-        replies = original(commit, data, count, idempotent)
+    def wait() -> None:
         if random.random() < 0.2:
             time.sleep(random.uniform(0, 0.003))
+
+    def slow_exchange(*args: Any) -> list[Any]:
+        replies = exchange(*args)
+        wait()
         return replies
 
-    connection_room.GroupCommit.exchange = exchange  # type: ignore[method-assign, assignment]
+    def slow_settle(*args: Any, **named: Any) -> Any:
+        reply = settle(*args, **named)
+        wait()
+        return reply
+
+    connection_room.GroupCommit.exchange = slow_exchange  # type: ignore[method-assign, assignment]
+    connection_room.GroupCommit.settle = slow_settle  # type: ignore[method-assign]
 
 
 def lose_invalidations(part: float) -> None:
-    """Let this share of the messages about written sessions go unheard."""
+    """Let this share of the messages about written sessions go unheard; that one has ended is always heard."""
     original = SharedState._hear_invalidations
 
-    def is_heard(payload: bytes) -> bool:
-        return payload[:2] != b"s " or payload[2:3] == b"-" or random.random() >= part
+    def thin(payload: bytes) -> bytes:
+        kind, *words = payload.split(b" ")
+        if kind != b"s":
+            return payload
+        heard = [
+            word
+            for pair in zip(words[::2], words[1::2], strict=True)
+            if pair[0] == b"-" or random.random() >= part
+            for word in pair
+        ]
+        return b" ".join((kind, *heard)) if heard else b""
 
     def hear(state: SharedState, payloads: list[bytes]) -> None:
-        original(state, [*filter(is_heard, payloads)])
+        original(state, [payload for payload in map(thin, payloads) if payload])
 
     SharedState._hear_invalidations = hear  # type: ignore[method-assign, assignment]
 
