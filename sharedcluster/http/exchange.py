@@ -199,6 +199,7 @@ class Exchange:
         if self.input is not None and type(self.input) is UpgradeSocket:
             self.input.retire()
         if self._held is not None:
+            self.greenlet = None  # goes on with others' requests
             server.greenlets.hold(self)
         else:
             self._conclude()

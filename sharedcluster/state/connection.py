@@ -26,7 +26,8 @@ Theory of operation
 `GroupCommit.exchange` makes a ticket. If nobody leads, its caller becomes the leader with a batch of one. Otherwise
 the ticket is queued and its caller sleeps in the ticket's own parking. `_pass_on`, which every leader runs when it is
 done, takes the queue as the next batch and wakes the first caller in it, which then leads that batch. So each caller
-does its own I/O or the one of the group it belongs to, and no thread of its own is needed.
+does its own I/O or the one of the group it belongs to, and no thread of its own is needed. Only where nobody in the
+queue waits, for all have submitted, the lead goes to a place of its own (`Home.spawn`).
 
 How callers sleep is the runtime's affair (`runtime`): in a gevent worker they are greenlets, under `flask run` they
 are threads. Nothing here may be created before the fork: see `SharedState`.
@@ -444,9 +445,11 @@ class GroupCommit:
             self._fail_rest(batch, "the exchange was cut short", lost=True)
             raise
         finally:
-            if len(batch) > 1 or own is None:
-                self._tell(batch, own)
-            self._pass_on()
+            try:
+                if len(batch) > 1 or own is None:
+                    self._tell(batch, own)
+            finally:
+                self._pass_on()
 
     def _tell(self, tickets: Iterable[_Ticket], own: _Ticket | None = None) -> None:
         """What became of these is known: wake who sleeps, but for the caller's own, and call who is to be called."""

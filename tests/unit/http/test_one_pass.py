@@ -311,3 +311,20 @@ def test_an_answer_leaves_before_what_is_done_behind_it(make_site: MakeSite, has
             if has_work:
                 break
     assert had_left[-1] is has_work
+
+
+def test_who_is_ended_while_its_answer_is_held_ends_nobody_else(make_site: MakeSite) -> None:
+    """Its greenlet serves another request by then, which must not be thrown out of it."""
+
+    def view(_: str) -> None:
+        if len(site.seen) == 2:
+            for connection in set(site.server._connections):
+                if connection._exchange is not None and connection._exchange._held is not None:  # type: ignore[union-attr]
+                    connection._exchange.end(None)  # type: ignore[union-attr]
+
+    site = make_site(view, 3)
+    site.ask_all()
+    answers = site.answers()
+    assert sorted(answer[9:12] for answer in answers) == [b"", b"200", b"200"]
+    gevent.sleep(0)
+    assert site.server.in_flight == 0
