@@ -339,9 +339,11 @@ def test_a_middleware_sees_the_status_and_the_cookie(make_site: MakeSite) -> Non
                 started[:] = status, headers
                 return start_response(status, headers, exc_info)
 
-            body = list(inner(environ, start))
-            seen.append((started[0], "Set-Cookie" in dict(started[1]), b"".join(body)))
-            return body
+            body = inner(environ, start)
+            status, headers = started  # as many do, though PEP 3333 lets it come with the first piece of the body
+            pieces = list(body)
+            seen.append((status, "Set-Cookie" in dict(headers), b"".join(pieces)))
+            return pieces
 
         app.wsgi_app = middleware  # type: ignore[method-assign]
 

@@ -494,8 +494,11 @@ def test_parts_that_are_sent_together_run_as_one(saver: Saver, redis_url: str) -
     listener.close()
 
 
-def test_what_fails_in_one_part_is_nobody_else_s(saver: Saver) -> None:
+def test_what_fails_in_one_part_is_nobody_else_s(saver: Saver, redis_url: str) -> None:
     """A key of another type costs its own caller an error; what it may have written is told as gone."""
+    listener = Wire(Address(redis_url, StateSettings()))
+    listener.send(pack(("SUBSCRIBE", saver.channel)))
+    listener.read()
     saver.commit.call("SET", f"{saver.prefix}b", "no hash")
     submitted = submit_together(saver, ["a", "b", "c"])
     assert type(saver.commit.settle(submitted[0])) is bytes
@@ -503,6 +506,9 @@ def test_what_fails_in_one_part_is_nobody_else_s(saver: Saver) -> None:
         saver.commit.settle(submitted[1])
     assert type(saver.commit.settle(submitted[2])) is bytes
     assert [saver.stored("a"), saver.stored("c")] == [b"x", b"x"]
+    told = listener.read()[2].decode().split(" ")[1:]
+    listener.close()
+    assert [told[1::2], told[2]] == [["a", "b", "c"], "-"]
     with pytest.raises(ReplyError, match="WRONGTYPE"):
         saver.commit.part(saver.part("b"))
     assert type(saver.commit.part(saver.part("a"), idempotent=True)) is list  # somebody has written since 0
@@ -674,3 +680,19 @@ def test_answers_are_counted() -> None:
     with pytest.raises(Bug):
         run.hand_out()
     assert [ticket.replies for ticket in tickets] == [None, None]
+
+
+def test_a_replica_is_left_for_its_primary(own_redis: RedisProcess, namespace: str) -> None:
+    """A part that is refused for being written on a replica makes the next command connect anew."""
+    settings = StateSettings()
+    commit = GroupCommit(Address(own_redis.url, settings), settings, find_runtime())
+    saver = Saver(commit, namespace)
+    commit.load_scripts()
+    commit.call("REPLICAOF", "127.0.0.1", "1")
+    for each in submit_together(saver, ["a", "b"]):
+        with pytest.raises(StateUnavailableError, match="READONLY"):
+            commit.settle(each)
+    assert commit.reconnects == 1
+    commit.call("PING")
+    assert commit.reconnects == 2
+    commit.close()

@@ -560,3 +560,17 @@ def test_a_session_of_very_many_fields(state: SharedState, make_state: MakeState
 
     browser.visit(other, change)
     assert browser.visit(state, dict) == {**{f"k{number}": -number for number in range(1, 1203, 2)}, "new": 1}
+
+
+def test_a_merging_save_removes_too(make_state: MakeState) -> None:
+    """What is removed stands behind what was written and what it was compared with."""
+    state = make_state(session_merge=True)
+    browser = Browser()
+    browser.set(state, a=1, b=2, c=3)
+
+    def change(session: Session) -> None:
+        session["a"] = 10
+        del session["b"]
+
+    browser.visit(state, change)
+    assert browser.visit(make_state(session_merge=True), dict) == {"a": 10, "c": 3}

@@ -328,3 +328,20 @@ def test_who_is_ended_while_its_answer_is_held_ends_nobody_else(make_site: MakeS
     assert sorted(answer[9:12] for answer in answers) == [b"", b"200", b"200"]
     gevent.sleep(0)
     assert site.server.in_flight == 0
+
+
+def test_an_answer_to_a_body_that_was_not_read_is_not_held(make_site: MakeSite) -> None:
+    """What is left of the body has to be read by a greenlet that may wait; the others' answers are held."""
+    held: list[bool] = []
+
+    def view(_: str) -> None:
+        held.append(any(c._exchange is not None and c._exchange._held is not None for c in site.server._connections))  # type: ignore[union-attr]
+
+    site = make_site(view, 2, buffer_body=1)
+    for number, client in enumerate(site.clients):
+        client.send(b"POST /%d HTTP/1.1\r\nHost: test\r\nContent-Length: 20000\r\n\r\n" % number + b"x" * 10000)
+    with gevent.Timeout(10):
+        while len(held) < 2:
+            gevent.sleep(0.001)
+    assert_served(site.answers())
+    assert held == [False, False]

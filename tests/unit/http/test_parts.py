@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharedcluster.errors import ConfigError
+from sharedcluster.http.connection import Connection
 from sharedcluster.http.counters import Counters
 from sharedcluster.http.deadlines import GONE, SLOTS, TICK, Wheel
 from sharedcluster.http.forwarded import AllowList, Forwarding
@@ -19,6 +20,7 @@ from sharedcluster.http.greenlets import PARKED, WARY, GreenletPool
 from sharedcluster.http.policy import Refused
 from sharedcluster.http.request import HeadReader
 from sharedcluster.http.settings import HttpSettings
+from sharedcluster.http.tls import TlsConnection
 
 
 class Item:
@@ -382,3 +384,9 @@ def test_a_greenlet_that_ends_lets_go_of_what_is_held(answers: Answers) -> None:
     run_together(answers.pool, *jobs)
     assert jobs[0].was_held
     assert answers.left == jobs
+
+
+def test_what_is_encrypted_is_never_sent_by_itself() -> None:
+    """An answer over TLS is not held: `send_now` would put its text on the wire."""
+    assert not TlsConnection.sends_now
+    assert Connection.sends_now
