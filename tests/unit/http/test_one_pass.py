@@ -13,6 +13,7 @@ import pytest
 from gevent.event import Event
 from greenlet import getcurrent
 
+from sharedcluster.http.connection import Connection
 from sharedcluster.http.server import Server
 from sharedcluster.http.settings import HttpSettings, ListenerFacts
 
@@ -345,3 +346,22 @@ def test_an_answer_to_a_body_that_was_not_read_is_not_held(make_site: MakeSite) 
             gevent.sleep(0.001)
     assert_served(site.answers())
     assert held == [False, False]
+
+
+def test_a_connection_that_cannot_send_at_once_is_not_held(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that encrypts; everybody else's answer is."""
+    held: list[bool] = []
+
+    def view(_: str) -> None:
+        held.append(any(c._exchange is not None and c._exchange._held is not None for c in site.server._connections))  # type: ignore[union-attr]
+
+    site = make_site(view, 3)
+    site.ask_all()
+    assert_served(site.answers())
+    assert held == [False, True, True]
+    monkeypatch.setattr(Connection, "sends_now", False)
+    site.ask_all()
+    assert_served(site.answers())
+    assert held[3:] == [False, False, False]
