@@ -250,6 +250,8 @@ class Exchange:
             self.connection.send(rest)
         except ClientGone:
             self.connection.close()
+        except RequestEnded as ended:
+            self._say_last(ended)
         self._conclude()
 
     def resume(self) -> None:

@@ -366,3 +366,30 @@ def test_a_connection_that_cannot_send_at_once_is_not_held(
     site.ask_all()
     assert_served(site.answers())
     assert held[3:] == [False, False, False]
+
+
+def test_a_request_whose_time_is_up_while_its_client_takes_the_rest(make_site: MakeSite) -> None:
+    """Its connection is cut, the others go on, and nothing stays in flight: a drain need not wait for it."""
+    size = 60_000
+
+    def application(_: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", str(size))])
+        return [b"x" * size]
+
+    site = make_site(lambda _: None, 0, request_timeout=0.05)
+    site.server.application = application
+    for _ in range(3):
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        gevent.get_hub().loop.run_callback(site.server.serve, theirs.detach(), 0, ("127.0.0.1", 40000))
+        site.clients.append(ours)
+    gevent.sleep(0)
+    site.ask_all()
+    with gevent.Timeout(10):
+        while sum(c._waiter is not None for c in site.server._connections) < 3:  # type: ignore[union-attr]
+            gevent.sleep(0.001)
+        while site.server.in_flight:
+            gevent.sleep(0.001)
+    assert site.server.connections == 0
+    assert site.server.counters.requests == 3
