@@ -103,7 +103,6 @@ def _may_answer_later(app: Flask, request: flask.Request) -> bool:
     """
     return not (
         LATER not in request.environ
-        or request.method == "HEAD"
         or app.teardown_request_funcs
         or app.teardown_appcontext_funcs
         or request_finished.receivers

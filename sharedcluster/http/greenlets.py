@@ -145,5 +145,3 @@ class GreenletPool:
                 )
                 parked.remove(me)
                 return
-        if held and not ready:  # else `run_ready` is about to come
-            self._let_go()

@@ -37,20 +37,20 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import hiredis
 import redis
 
 from sharedcluster.errors import Bug, StateUnavailableError
+from sharedcluster.state.breaker import CircuitBreaker
 from sharedcluster.state.runtime import THREADS, Home, Parking, Runtime
-from sharedcluster.state.scripting import JointScript, Part, script_command, script_names, script_sha, script_text
+from sharedcluster.state.scripting import Part, script_command, script_names, script_sha, script_text
 from sharedcluster.state.settings import StateSettings
+from sharedcluster.state.tickets import Submitted, Ticket, join
 from sharedcluster.state.wire import Address, Argument, Command, ReplyError, Wire, pack
 
 log = logging.getLogger("sharedcluster.state")
@@ -72,146 +72,6 @@ EXCLUSIVE_COMMANDS = frozenset((
     "QUIT",
 ))
 # fmt: on
-# Callers whose parts run as one: Redis does nothing else meanwhile, half a millisecond for so many saves.
-RUN_LIMIT = 64
-
-
-class CircuitBreaker:
-    """Fails in microseconds while Redis is down, instead of a timeout per request.
-
-    Args:
-        limit: Failures in a row that open it.
-        interval: Seconds between two probes while it is open.
-    """
-
-    def __init__(self, limit: int, interval: float) -> None:
-        self._limit = limit
-        self._interval = interval
-        self._failures = 0
-        self._probe_at = 0.0
-        self._lock = threading.Lock()
-
-    @property
-    def is_open(self) -> bool:
-        """True while Redis counts as down."""
-        return self._failures >= self._limit
-
-    def allows(self) -> bool:
-        """True if a command may be tried: always while closed, once per interval while open."""
-        if self._failures < self._limit:
-            return True
-        with self._lock:
-            now = time.monotonic()
-            if now < self._probe_at:
-                return False
-            self._probe_at = now + self._interval
-            return True
-
-    def note_success(self) -> None:
-        """Redis answered."""
-        self._failures = 0
-
-    def note_failure(self) -> None:
-        """Redis did not answer."""
-        with self._lock:
-            self._failures += 1
-            self._probe_at = time.monotonic() + self._interval
-
-
-class _Ticket:
-    """One caller's commands on their way: what to send, how many replies to expect, and what came of it.
-
-    Those who run with others bring a part of a script instead of data.
-    """
-
-    __slots__ = ("abandoned", "batch", "count", "data", "error", "lost", "parking", "part", "replies")
-
-    def __init__(self, data: bytes, count: int, part: Part | None = None) -> None:
-        self.data = data
-        self.count = count
-        self.part = part
-        self.replies: list[Any] | None = None
-        self.error = ""
-        self.lost = self.abandoned = False  # lost: the connection broke; sending again may help
-        self.batch: list[_Ticket] | None = None  # set when the caller is to lead
-        self.parking: Parking | None = None  # set for those who wait
-
-    def fail(self, error: str, *, lost: bool = False) -> None:
-        self.error = error
-        self.lost = lost
-
-
-class Submitted(_Ticket):
-    """A part on its way, which nobody waits for."""
-
-    __slots__ = ("_then", "is_done")
-
-    def __init__(self, part: Part) -> None:
-        _Ticket.__init__(self, b"", 1, part)
-        self.is_done = False
-        self._then: list[Callable[[], object]] = []
-
-    def when_done(self, function: Callable[[], object]) -> None:
-        """Have a function called once when `GroupCommit.settle` need not wait: now, or then, in the thread that
-        submitted. It must neither wait nor raise.
-        """
-        self._then.append(function)
-        if self.is_done:
-            self.tell()
-
-    def tell(self) -> None:
-        """Call who waits for it to be done. Whoever takes it out calls it, for it may be noted at the same moment."""
-        then = self._then
-        while then:
-            try:
-                function = then.pop()
-            except IndexError:
-                return
-            function()
-
-
-_part_of = attrgetter("part")
-
-
-class _Run(_Ticket):
-    """What goes over the wire for several callers' parts of one script."""
-
-    __slots__ = ("_tickets",)
-
-    def __init__(self, script: JointScript, tickets: Sequence[_Ticket]) -> None:
-        _Ticket.__init__(self, script.command([*map(_part_of, tickets)]), 1)
-        self._tickets = tickets
-
-    def hand_out(self) -> list[Any]:
-        """Give each caller what became of its part: of the whole run, if that was refused. Returns all of it."""
-        assert self.replies is not None
-        (answers,) = self.replies
-        if type(answers) is ReplyError:
-            answers = [answers] * len(self._tickets)
-        if len(answers) != len(self._tickets):
-            raise Bug(f"{len(answers)} answers for {len(self._tickets)} parts of a script")
-        for ticket, answer in zip(self._tickets, answers, strict=True):
-            ticket.replies = [answer]
-        return answers  # type: ignore[no-any-return]
-
-
-def _join(batch: list[_Ticket]) -> tuple[list[_Ticket], list[_Run]]:
-    """What is sent for a batch, and the runs in it: each of parts of one script, and of `RUN_LIMIT` at most."""
-    if not any(map(_part_of, batch)):
-        return batch, []
-    sent: list[_Ticket] = []
-    by_script: dict[JointScript, list[_Ticket]] = {}
-    for ticket in batch:
-        if ticket.part is None:
-            sent.append(ticket)
-        else:
-            by_script.setdefault(ticket.part.script, []).append(ticket)
-    runs = [
-        _Run(script, tickets[start : start + RUN_LIMIT])
-        for script, tickets in by_script.items()
-        for start in range(0, len(tickets), RUN_LIMIT)
-    ]
-    return [*sent, *runs], runs
 
 
 class GroupCommit:
@@ -226,7 +86,7 @@ class GroupCommit:
         self.reconnects = 0
         self._settings = settings
         self._lock = runtime.make_lock()
-        self._queue: deque[_Ticket] = deque()
+        self._queue: deque[Ticket] = deque()
         self._spare_parkings: list[Parking] = []
         self._home: Home | None = None  # of those who submit
         self._leading = False
@@ -291,7 +151,7 @@ class GroupCommit:
         return submitted
 
     def _run_elsewhere(self, submitted: Submitted) -> None:
-        ticket = _Ticket(b"", 1, submitted.part)
+        ticket = Ticket(b"", 1, submitted.part)
         self._run(ticket)
         submitted.replies, submitted.error, submitted.lost = ticket.replies, ticket.error, ticket.lost
         submitted.is_done = True
@@ -368,10 +228,10 @@ class GroupCommit:
         """Send packed commands, or a part, and return the replies; error replies are returned, as `ReplyError`."""
         if not self.breaker.allows():
             raise self._is_down()
-        ticket = _Ticket(data, count, part)
+        ticket = Ticket(data, count, part)
         self._run(ticket)
         if ticket.replies is None and ticket.lost and idempotent:
-            ticket = _Ticket(data, count, part)
+            ticket = Ticket(data, count, part)
             self._run(ticket)
         if ticket.replies is None:
             raise StateUnavailableError(ticket.error or "Redis did not answer")
@@ -380,7 +240,7 @@ class GroupCommit:
     def _is_down(self) -> StateUnavailableError:
         return StateUnavailableError("Redis is down", retry_after=self._settings.probe_interval)
 
-    def _run(self, ticket: _Ticket) -> None:
+    def _run(self, ticket: Ticket) -> None:
         with self._lock:
             if self._leading:
                 if len(self._queue) >= self._settings.queue_limit:
@@ -406,7 +266,7 @@ class GroupCommit:
             self._pass_on()
             raise
 
-    def _wait(self, ticket: _Ticket, parking: Parking) -> None:
+    def _wait(self, ticket: Ticket, parking: Parking) -> None:
         """Sleep until the ticket is answered, failed, or given the lead."""
         # Without a timeout of its own, which would cost a timer per command: whoever leads is bounded by those of the
         # socket, and wakes everybody it answers, fails or passes the lead to, whatever happens to itself.
@@ -418,7 +278,7 @@ class GroupCommit:
         # It was opened once and has just been passed, so nobody else will touch it: the next one may sleep there.
         self._spare_parkings.append(parking)
 
-    def _abandon(self, ticket: _Ticket) -> None:
+    def _abandon(self, ticket: Ticket) -> None:
         """Leave the queue. If the lead was given to this ticket in the meantime, give it to the next one."""
         with self._lock:
             ticket.abandoned = self._has_abandoned = True
@@ -429,7 +289,7 @@ class GroupCommit:
         if batch is not None:
             self._pass_on()
 
-    def _lead(self, batch: list[_Ticket], own: _Ticket | None) -> None:
+    def _lead(self, batch: list[Ticket], own: Ticket | None) -> None:
         """Exchange a batch, tell its callers, pass the lead on: in every case, also when killed on the way."""
         try:
             if self._queue:  # who has come since the lead was passed on
@@ -451,7 +311,7 @@ class GroupCommit:
             finally:
                 self._pass_on()
 
-    def _tell(self, tickets: Iterable[_Ticket], own: _Ticket | None = None) -> None:
+    def _tell(self, tickets: Iterable[Ticket], own: Ticket | None = None) -> None:
         """What became of these is known: wake who sleeps, but for the caller's own, and call who is to be called."""
         parkings = []
         home = self._home
@@ -471,7 +331,7 @@ class GroupCommit:
     def _pass_on(self) -> None:
         """Give the lead to the first in the queue who waits, or to nobody."""
         with self._lock:
-            batch: list[_Ticket] = []
+            batch: list[Ticket] = []
             self._take(batch)
             if not batch:
                 self._leading = False
@@ -484,7 +344,7 @@ class GroupCommit:
         assert self._home is not None  # for those who do not wait have submitted
         self._home.spawn(functools.partial(self._lead_alone, batch))
 
-    def _lead_alone(self, batch: list[_Ticket] | None = None) -> None:
+    def _lead_alone(self, batch: list[Ticket] | None = None) -> None:
         """Lead a batch, or who is queued by now, in a place of its own: of those nobody waits who could."""
         try:
             if batch is None:
@@ -494,7 +354,7 @@ class GroupCommit:
         except Exception:
             log.exception("[BUG] an exchange with Redis was cut short")
 
-    def _take(self, batch: list[_Ticket]) -> None:
+    def _take(self, batch: list[Ticket]) -> None:
         """Add who is queued; called with the lock held."""
         queue, room = self._queue, self._settings.batch_limit - len(batch)
         if len(queue) <= room and not self._has_abandoned:
@@ -507,9 +367,9 @@ class GroupCommit:
                 room -= 1
         self._has_abandoned = self._has_abandoned and bool(queue)
 
-    def _exchange_batch(self, batch: list[_Ticket]) -> None:
+    def _exchange_batch(self, batch: list[Ticket]) -> None:
         wire = self._ready_wire()
-        sent, runs = _join(batch)
+        sent, runs = join(batch)
         wire.send(sent[0].data if len(sent) == 1 else b"".join([ticket.data for ticket in sent]))
         read, read_waiting = wire.read, wire.read_waiting
         must_reconnect = False
@@ -550,7 +410,7 @@ class GroupCommit:
         if wire is not None:
             wire.close()
 
-    def _fail_batch(self, batch: list[_Ticket], error: Exception) -> None:
+    def _fail_batch(self, batch: list[Ticket], error: Exception) -> None:
         """Redis did not do its part. A broken connection may be tried again; silence fails the whole queue."""
         connected = self._wire is not None
         self._drop_wire()
@@ -567,7 +427,7 @@ class GroupCommit:
             self._tell(waiting)
 
     @staticmethod
-    def _fail_rest(batch: list[_Ticket], text: str, *, lost: bool) -> None:
+    def _fail_rest(batch: list[Ticket], text: str, *, lost: bool) -> None:
         for ticket in batch:
             if ticket.replies is None:
                 ticket.fail(text, lost=lost)

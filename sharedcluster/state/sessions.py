@@ -24,16 +24,18 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from sharedcluster.errors import Bug, SharedClusterError
+from sharedcluster.errors import Bug
 from sharedcluster.state.codec import Codec
-from sharedcluster.state.connection import GroupCommit, Submitted
+from sharedcluster.state.connection import GroupCommit
 from sharedcluster.state.cookie import Cookie, CookieSigner, new_sid
 from sharedcluster.state.merge import merge
 from sharedcluster.state.near import Near
-from sharedcluster.state.scripting import JointScript, Part, script_command
+from sharedcluster.state.save_parts import SaveParts
+from sharedcluster.state.scripting import Part, script_command
 from sharedcluster.state.session import ENDED, Session, SessionDelta, SessionRecord
 from sharedcluster.state.settings import StateSettings
-from sharedcluster.state.wire import Argument, Command, Form, pack_argument
+from sharedcluster.state.tickets import Submitted
+from sharedcluster.state.wire import Argument, Command
 
 # A session is touched, and its cookie issued again, when this part of its idle time has passed.
 TOUCH_FRACTION = 0.1
@@ -41,12 +43,6 @@ TOUCH_FRACTION = 0.1
 TOMBSTONE_MS = 10_000
 # How often a merge is tried again under contention before the last writer wins.
 MERGE_ATTEMPTS = 20
-FORMS_LIMIT = 200
-NAMES_LIMIT = 1000  # bytes of the names in one that is remembered
-
-
-class SessionTooLargeError(SharedClusterError):
-    """A session or one of its values is larger than allowed; the message names the key and the setting."""
 
 
 class CookieAction(Enum):
@@ -127,13 +123,7 @@ class SessionStore:
         self._channel = channel
         self._settings = settings
         self._counts = counts
-        self._raw_prefix = self._prefix.encode()
-        absolute_ms = int(settings.session_absolute_timeout * 1000)
-        self._script = JointScript(
-            "session_save",
-            (b"%d" % absolute_ms, channel.encode(), self._user_prefix.encode(), b"%d" % len(self._raw_prefix)),
-        )
-        self._forms: dict[tuple[Any, ...], Form] = {}
+        self._parts = SaveParts(self._prefix, self._user_prefix, channel, settings)
 
     def open(self, signer: CookieSigner, read_cookies: Callable[[], Iterable[str]], idle: float) -> Session:
         """The session of a request; nothing is read or verified until somebody looks at it."""
@@ -256,7 +246,7 @@ class SessionStore:
             return _DELETE
         fresh = Cookie(new_sid(), 0, _now_ms())
         begun = self._near.begin()
-        part = self._save(fresh.name, fresh.name, session, delta, creates=True)
+        part = self._parts.save(fresh.name, fresh.name, session, delta, creates=True)
         saving = Saving(session, signer, delta, None, SessionRecord(0, {}), fresh, begun, part)
         return self._end(saving, self._commit.many([*ending, part], idempotent=True)[-1]) if ending else saving
 
@@ -271,9 +261,9 @@ class SessionStore:
             reply, delta, part = self._merge_in(session, delta, name, target.name)
             return self._end(Saving(session, signer, delta, cookie, base, target, begun, part), reply)
         if target is cookie and session._wanted_user is None and not delta.removed:
-            part = self._write(name, session, base, delta.written)
+            part = self._parts.write(name, session, base, delta.written)
             return Saving(session, signer, delta, cookie, base, cookie, begun, part)
-        part = self._save(name, target.name, session, delta)
+        part = self._parts.save(name, target.name, session, delta)
         # Sent twice, a rotation would find its session renamed.
         return Saving(session, signer, delta, cookie, base, target, begun, part, target is cookie)
 
@@ -307,7 +297,7 @@ class SessionStore:
                 fields.pop(name, None)
             user = base.user if session._wanted_user is None else session._wanted_user
             size = _size_of(fields)
-            key = base.key if cookie is target and base.key else self._pack_key(target.name)
+            key = base.key if cookie is target and base.key else self._parts.pack_key(target.name)
             record = SessionRecord(version, fields, user, base.created_ms, base.deadline_ms, size, reply, key)
         self._near.fill(target.name, record, saving.begun, mark=record.mark, size=record.size)
         return SaveOutcome(_SET, saving.signer.renew(target, version, _now_ms()))
@@ -318,7 +308,7 @@ class SessionStore:
         """Run the save script until nobody has written our keys since we looked."""
         for attempt in range(MERGE_ATTEMPTS + 1):
             is_merging = attempt < MERGE_ATTEMPTS
-            part = self._save(name, target, session, delta, merges=is_merging)
+            part = self._parts.save(name, target, session, delta, merges=is_merging)
             # Sent twice, a rotation would find its session renamed, and a merge its own effect: those are sent once.
             reply = self._commit.part(part, idempotent=target == name and not is_merging)
             if reply[0] != 2:
@@ -341,88 +331,6 @@ class SessionStore:
             stored[key] = theirs
         session._stored = stored
         return SessionDelta(written, delta.removed)
-
-    def _write(self, name: str, session: Session, record: SessionRecord, written: Mapping[str, bytes]) -> Part:
-        """What most saves send: fields that are written, and nothing else."""
-        raws = written.values()
-        added = sum(map(len, raws))
-        # The size is known of what was loaded, and is never less than that of its values.
-        if (
-            added > self._settings.session_field_limit
-            or added + record.size > self._settings.session_limit
-            or record.fields is not session._stored
-        ):
-            self._check_size(session, written)
-        kind = (session._source.idle, *written)
-        form = self._forms.get(kind)
-        if form is None:
-            form = self._learn_form(kind, session._source.idle, written)
-        key = record.key or self._pack_key(name)
-        return Part(self._script, key, 1, form.fill([record.mark, *raws]), form.count)
-
-    def _save(
-        self,
-        name: str,
-        target: str,
-        session: Session,
-        delta: SessionDelta,
-        *,
-        creates: bool = False,
-        merges: bool = False,
-    ) -> Part:
-        written, removed, record = delta.written, delta.removed, session._record
-        self._check_size(session, written)
-        keys = [name] if target == name else [name, target]
-        how = b"c" * creates + b"m" * merges + b"r" * (len(keys) > 1)
-        mark = b"0" if creates or record is None else record.mark
-        idle = b"%d" % (session._source.idle * 1000)
-        arguments = [
-            how,
-            idle,
-            (session._wanted_user or "").encode(),
-            mark,
-            b"%d" % len(written),
-            b"%d" % len(removed),
-        ]
-        for key, raw in written.items():
-            arguments += (_stored_name(key), raw)
-        if merges:
-            arguments += [session._stored.get(key, b"") for key in written]
-        arguments += map(_stored_name, removed)
-        packed = b"".join(map(pack_argument, arguments))
-        return Part(self._script, b"".join(map(self._pack_key, keys)), len(keys), packed, len(arguments))
-
-    def _learn_form(self, kind: tuple[Any, ...], idle: float, names: Iterable[str]) -> Form:
-        """What writes of the same fields have in common; see scripts/session_save.lua."""
-        stored = [_stored_name(name) for name in names]
-        arguments: list[bytes | None] = [b"", b"%d" % (idle * 1000), b"", None, b"%d" % len(stored), b"0"]
-        for name in stored:
-            arguments += (name, None)
-        form = Form(arguments)
-        if sum(map(len, stored)) <= NAMES_LIMIT:
-            if len(self._forms) >= FORMS_LIMIT:  # an application that has ever other names, or idle times
-                self._forms.clear()
-            self._forms[kind] = form
-        return form
-
-    def _pack_key(self, name: str) -> bytes:
-        return pack_argument(self._raw_prefix + name.encode())
-
-    def _check_size(self, session: Session, written: Mapping[str, bytes]) -> None:
-        """Raises SessionTooLargeError; for whom a quick look was not enough."""
-        field_limit, limit = self._settings.session_field_limit, self._settings.session_limit
-        total = sum(map(len, session._stored.values())) + sum(map(len, written.values()))
-        for key, raw in written.items():
-            if len(raw) > field_limit:
-                raise SessionTooLargeError(
-                    f"session[{key!r}] is {len(raw)} bytes, more than SHAREDCLUSTER_SESSION_FIELD_LIMIT"
-                    f" ({field_limit}). Keep large values in the cache or a database."
-                )
-        if total > limit:
-            raise SessionTooLargeError(
-                f"the session is {total} bytes, more than SHAREDCLUSTER_SESSION_LIMIT"
-                f" ({limit}). Keep large values in the cache or a database."
-            )
 
     def _refresh(self, session: Session, signer: CookieSigner, refresh: bool) -> SaveOutcome:
         """Nothing changed: touch it if that is due, and hand out a cookie if this one says too little."""
@@ -512,8 +420,3 @@ def _now_ms() -> int:
 
 def _size_of(fields: Mapping[str, bytes]) -> int:
     return 200 + 100 * len(fields) + sum(map(len, fields.values()))
-
-
-def _stored_name(key: str) -> bytes:
-    """A user's name that looks like one of ours is stored with another @ before it; see `_parse`."""
-    return (f"@{key}" if key[:1] == "@" else key).encode()

@@ -369,6 +369,9 @@ def test_all_that_is_done_with_a_session(make_site: MakeSite, submitted: list[ob
     client.cookie = first
     client.ask("/count", "GET")
     assert client.answer().body.strip() == b'{"count":0}'
+    client.ask("/count", "HEAD")
+    head = client.answer()
+    assert (head.status, head.headers["content-length"], head.body) == (200, "12", b"")
     assert len(submitted) >= 4
 
 

@@ -16,9 +16,10 @@ from gevent.monkey import is_module_patched
 
 from sharedcluster.errors import Bug, StateUnavailableError
 from sharedcluster.flask import find_runtime
-from sharedcluster.state.connection import RUN_LIMIT, GroupCommit, Submitted, _Run, _Ticket
+from sharedcluster.state.connection import GroupCommit
 from sharedcluster.state.scripting import JointScript, Part
 from sharedcluster.state.settings import StateSettings
+from sharedcluster.state.tickets import RUN_LIMIT, Run, Submitted, Ticket
 from sharedcluster.state.wire import Address, Command, Form, ReplyError, Wire, pack, pack_argument
 from tests.redis_process import RedisProcess
 from tests.state.link import Link
@@ -661,7 +662,7 @@ def test_a_leader_s_bug_is_told_and_leaves_nobody_waiting(
     saver: Saver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As many answers as parts, or nobody believes any of them."""
-    monkeypatch.setattr("sharedcluster.state.connection._Run.hand_out", lambda run: 1 / 0)
+    monkeypatch.setattr("sharedcluster.state.tickets.Run.hand_out", lambda run: 1 / 0)
     submitted = submit_together(saver, ["a", "b"])
     for each in submitted:
         with pytest.raises(StateUnavailableError, match="cut short"):
@@ -674,8 +675,8 @@ def test_a_leader_s_bug_is_told_and_leaves_nobody_waiting(
 def test_answers_are_counted() -> None:
     """A run that is answered for another number of parts is a bug, and nobody gets another one's answer."""
     script = JointScript("session_save", [])
-    tickets = [_Ticket(b"", 1, Part(script, b"", 0, b"", 0)) for _ in range(2)]
-    run = _Run(script, tickets)
+    tickets = [Ticket(b"", 1, Part(script, b"", 0, b"", 0)) for _ in range(2)]
+    run = Run(script, tickets)
     run.replies = [[b"1"]]
     with pytest.raises(Bug):
         run.hand_out()

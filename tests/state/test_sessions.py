@@ -18,8 +18,9 @@ from sharedcluster.errors import StateUnavailableError
 from sharedcluster.state import SharedState
 from sharedcluster.state.codec import CodecError
 from sharedcluster.state.cookie import Cookie, CookieSigner
+from sharedcluster.state.save_parts import SessionTooLargeError
 from sharedcluster.state.session import Session
-from sharedcluster.state.sessions import CookieAction, SessionTooLargeError
+from sharedcluster.state.sessions import CookieAction
 from tests.redis_process import RedisProcess
 from tests.state.browser import SIGNER, Browser
 from tests.state.conftest import MakeState
@@ -405,7 +406,7 @@ def test_what_cannot_be_stored_names_its_key(state: SharedState) -> None:
 def test_limits_hold_for_each_write(state: SharedState, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one that is there as of a new one: one large value, many together; what was stored before counts."""
     limits = dataclasses.replace(state.settings, session_field_limit=1000, session_limit=3000)
-    monkeypatch.setattr(state.sessions, "_settings", limits)
+    monkeypatch.setattr(state.sessions._parts, "_settings", limits)
     browser = Browser()
     browser.set(state, a=1)
     with pytest.raises(SessionTooLargeError, match=r"session\['b'\] is 1002 bytes"):
