@@ -65,7 +65,7 @@ class SaveParts:
         creates: bool = False,
         merges: bool = False,
     ) -> Part:
-        """Any save: `creates` where there is no session, `merges` to be told of conflicts, another `target` rotates."""
+        """Any save: `creates` where there is no session, `merges` to hear of conflicts; another `target` rotates."""
         written, removed, record = delta.written, delta.removed, session._record
         self._check_size(session, written)
         keys = [name] if target == name else [name, target]
