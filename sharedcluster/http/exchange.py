@@ -171,6 +171,8 @@ class Exchange:
                 environ["werkzeug.socket"] = self.input = UpgradeSocket(connection)
             if server.access_log is not None:
                 environ["sharedcluster.request_id"] = self.request_id = request_id(environ)
+        else:
+            self._later = None  # it knows our start_response: a circle, which only the collector would free
         try:
             result = later.answer() if later is not None else server.application(environ, self.start_response)
             if isinstance(result, list) and len(result) == 1 and self.response is None and not self.is_over:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -155,6 +156,39 @@ def test_a_crowd_writes_without_a_greenlet_each(make_site: MakeSite, submitted: 
     assert len(site.server.parked) == 1
     assert site.shared.state.commit.exchanges - exchanges <= 8 * 3 + 2  # a heartbeat may have come between
     assert site.server.in_flight == 0
+
+
+def test_a_request_leaves_nothing_to_the_collector(make_site: MakeSite) -> None:
+    """What served a request is free when it is answered, not when the collector comes by: it finds nothing of ours, Flask's or Werkzeug's.
+
+    Such circles cost a session write 8 %, most of it by leaving the CPU's caches to what nobody needs any more.
+    """
+    site = make_site()
+    assert site.shared.state.wait_ready(10)
+    clients = site.connect(4)
+
+    def ask_all() -> None:
+        for method, path in (("POST", "/counter"), ("GET", "/count"), ("GET", "/plain")):
+            for client in clients:
+                client.ask(path, method)
+            assert [client.answer().status for client in clients] == [200] * 4
+
+    ask_all()  # a path that is new is looked for by Werkzeug, whose search is a circle
+    ask_all()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        ask_all()
+        gc.collect()
+        found = {f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.garbage}
+        environs = [each for each in gc.garbage if isinstance(each, dict) and "PATH_INFO" in each]
+    finally:
+        gc.set_debug(0)
+        gc.enable()
+        gc.garbage.clear()
+    assert [name for name in found if name.startswith(("sharedcluster.", "flask.", "werkzeug."))] == []
+    assert environs == []
 
 
 def test_the_answer_leaves_when_redis_has_it_and_not_before(make_site: MakeSite, own_redis: RedisProcess) -> None:
