@@ -222,10 +222,14 @@ class SharedSessionInterface(SessionInterface):
         if not isinstance(session, SharedSession) or not (session.accessed or session._is_loaded):
             return False
         # `in` would raise and catch an HTTP exception inside Werkzeug, with every request that looks at its session.
-        if "vary" in map(str.lower, map(_first, response.headers)):
+        headers = response.headers
+        fields = headers._list if type(headers) is Headers else None  # as Werkzeug's own iterator has them
+        if "vary" in map(str.lower, map(_first, headers if fields is None else fields)):
             response.vary.add("Cookie")
+        elif fields is None:
+            headers.add(*_VARY)
         else:
-            _add_field(response, _VARY)
+            fields.append(_VARY)
         return session._is_loaded
 
     def _set_cookie(self, app: Flask, session: SharedSession, response: Response, outcome: SaveOutcome) -> None:
@@ -244,7 +248,8 @@ class SharedSessionInterface(SessionInterface):
         start, end = self._cookie_parts
         if outcome.action is _DELETE:
             return f"{start}; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=0{end}"
-        if not session.get("_permanent"):
+        # Asked for by name first, which is no method: few are.
+        if not (("_permanent" in session._values or "_permanent" in session._stored) and session.get("_permanent")):
             return start + outcome.value + end
         now = int(time.time())
         if self._expires[0] != now:

@@ -94,8 +94,14 @@ class _Context(RequestContext):
             super().push()
             return
         app, request = self.app, self.request
-        app_ctx = _make_app_context(app)
-        app_ctx._cv_tokens.append(_set_app_context(app_ctx))
+        # What `app.app_context()` makes.
+        app_ctx = AppContext.__new__(AppContext)
+        app_ctx.app = app
+        make_adapter = app.create_url_adapter
+        is_flask_s = type(make_adapter) is UrlAdapters
+        app_ctx.url_adapter = None if is_flask_s and app.config["SERVER_NAME"] is None else make_adapter(None)
+        app_ctx.g = app.app_ctx_globals_class()
+        app_ctx._cv_tokens = [_set_app_context(app_ctx)]
         self._cv_tokens.append((_set_request_context(self), app_ctx))
         if self._session is None:
             interface = app.session_interface
@@ -156,18 +162,6 @@ class _Context(RequestContext):
             _reset_app_context(app_ctx._cv_tokens.pop())
         else:
             super().pop(exc)
-
-
-def _make_app_context(app: Flask) -> AppContext:
-    """What `app.app_context()` makes."""
-    context = AppContext.__new__(AppContext)
-    context.app = app
-    make_adapter = app.create_url_adapter
-    is_flask_s = type(make_adapter) is UrlAdapters
-    context.url_adapter = None if is_flask_s and app.config["SERVER_NAME"] is None else make_adapter(None)
-    context.g = app.app_ctx_globals_class()
-    context._cv_tokens = []
-    return context
 
 
 _taken_from = itemgetter(

@@ -100,7 +100,7 @@ class Response(flask.Response, metaclass=_AsFlaskResponse):
         """What goes to the server: the body, the status, the headers. See `werkzeug.Response.get_wsgi_response`."""
         headers = self.headers
         if type(self) is Response and type(headers) is Headers:
-            fields = headers.to_wsgi_list()
+            fields = headers._list.copy()  # what `to_wsgi_list` makes by way of an iterator
             names = tuple(map(_name_of, fields))
             has_all = _have_all.get(names)
             if has_all is None:
