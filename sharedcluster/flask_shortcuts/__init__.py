@@ -69,7 +69,9 @@ def take_shortcuts(app: Flask) -> None:
             # Not before: a Flask that we have not read may not have what they import.
             from sharedcluster.flask_shortcuts.contexts import context_maker
             from sharedcluster.flask_shortcuts.dispatch import Dispatch
+            from sharedcluster.flask_shortcuts.proxies import spell_out
 
+            spell_out()
             app.request_context = context_maker(app)  # type: ignore[method-assign, assignment]
             app.full_dispatch_request = Dispatch(app)  # type: ignore[method-assign]
 

@@ -1,12 +1,11 @@
 """Which Flask and Werkzeug we have read.
 
-Who leaves out a step of another one's has to know what the step would have done. So `contexts`, `dispatch` and `rules`
-stand in for functions with the very text that was read when they were written, told by its digest. Of another release,
-which may do something else there, nothing is left out until somebody has read it and added its digest here; nor of a
-function that a tool for tracing has put one of its own before, whose text is not Flask's either.
+Who leaves out a step of another one's has to know what the step would have done. So `contexts`, `dispatch`, `proxies`
+and `rules` stand in for functions with the very text that was read when they were written, told by its digest. Of
+another release, which may do something else there, nothing is left out until somebody has read it and added its digest
+here; nor of a function that a tool for tracing has put one of its own before, whose text is not Flask's either.
 
-Nothing is imported here, and `contexts` and `dispatch` only when all is known: another release may not have what they
-need.
+Nothing is imported here, and the first three only when all is known: another release may not have what they need.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ DISPATCH: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
         "push": ("819fbd33a462b27b",),
         "match_request": ("84262465c40f7d68",),
         "pop": ("561907e388b6231f",),
+        "session": ("72fb9f87687c3069",),
     },
     "flask.ctx:AppContext": {
         "__init__": ("d9512df43aaa451c",),
@@ -52,6 +52,14 @@ DISPATCH: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     },
     "flask.json.provider": {"_default": ("b92d1bdb2af611fc",)},
     # Werkzeug 3.1.4 to 3.1.9, of which 3.1.7 and 3.1.9 changed how a path is matched.
+    "werkzeug.local:LocalProxy": {
+        "__init__": ("583ba751feb376cb",),
+    },
+    "werkzeug.local:_ProxyLookup": {
+        "__init__": ("904df524c11da586",),
+        "__get__": ("ca0625fbaeb1d5a0",),
+        "__call__": ("2338916167fc42d6",),
+    },
     "werkzeug.wrappers:Request": {
         "__init__": ("725895d016d69e29",),
         "close": ("f2f73e29cc33f8a9",),
@@ -109,7 +117,12 @@ def _find(owner: str, name: str) -> object:
 
 
 def digest(function: object) -> str:
-    """What tells the text of a function, docstring and comments included; empty if it has none."""
+    """What tells the text of a function, docstring and comments included; empty if it has none.
+
+    A property counts as what reads it.
+    """
+    if type(function) is property:
+        function = function.fget
     # Of the code, or we would be shown what a decorator has wrapped.
     return _digest(function.__code__) if type(function) is FunctionType else ""
 

@@ -159,9 +159,9 @@ def test_a_crowd_writes_without_a_greenlet_each(make_site: MakeSite, submitted: 
 
 
 def test_a_request_leaves_nothing_to_the_collector(make_site: MakeSite) -> None:
-    """What served a request is free when it is answered, not when the collector comes by: it finds nothing of ours, Flask's or Werkzeug's.
+    """What served a request is free when it is answered, not when the collector comes by: that finds nothing of ours.
 
-    Such circles cost a session write 8 %, most of it by leaving the CPU's caches to what nobody needs any more.
+    Such circles made a session write a tenth dearer, most of it by leaving the CPU's caches to what nobody needs.
     """
     site = make_site()
     assert site.shared.state.wait_ready(10)

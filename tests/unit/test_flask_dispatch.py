@@ -934,14 +934,15 @@ def test_who_is_traced_is_left_alone(owner: str, name: str, caplog: pytest.LogCa
     """Tools that trace an application put functions of theirs in Flask's place: those are called, and it is said."""
     place = pkgutil.resolve_name(owner)
     original = getattr(place, name)
+    function: Any = original.fget if type(original) is property else original
 
-    @functools.wraps(original)
+    @functools.wraps(function)
     def traced(*given: Any, **named: Any) -> Any:
-        return original(*given, **named)
+        return function(*given, **named)
 
     app = Flask("traced")
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO, "sharedcluster"):
-        patch.setattr(place, name, traced)
+        patch.setattr(place, name, property(traced) if type(original) is property else traced)
         take_shortcuts(app)
     assert "full_dispatch_request" not in vars(app)
     assert "request_context" not in vars(app)
