@@ -11,6 +11,7 @@ that changes its parent is still counted.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,19 @@ def cpu_by_process(root: int) -> dict[int, float]:
 def cpu(root: int) -> float:
     """CPU seconds of a server so far."""
     return sum(cpu_by_process(root).values())
+
+
+def wait_quiet(root: int, quiet: float = 0.4, at_most: float = 2.0) -> bool:
+    """Wait until a server has used no CPU for `quiet` seconds; False if `at_most` seconds were not enough."""
+    end = time.monotonic() + at_most
+    before, since = cpu(root), time.monotonic()
+    while (now := time.monotonic()) - since < quiet:
+        if now > end:
+            return False
+        time.sleep(0.05)
+        if (after := cpu(root)) != before:
+            before, since = after, time.monotonic()
+    return True
 
 
 @dataclass(frozen=True, slots=True)

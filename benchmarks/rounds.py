@@ -1,7 +1,8 @@
 """Measure one row: all servers run at once, idle, and take turns under load: A B C, A B C, ...
 
 What disturbs the machine for longer than a turn disturbs all servers of a round, and cancels in the round's ratio.
-Many short rounds are better than few long ones: the median bears more of them being disturbed.
+Many short rounds are better than few long ones: the median bears more of them being disturbed. A turn begins when the
+server before has come to rest: what that one still does is not its successor's load.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ def _take_turn(server: Server, servers: list[Server], row: Row, run: Callable[[S
     name = server.peer.name
     try:
         row.slices.setdefault(name, []).append(run(server))
+        processes.wait_quiet(server.pid)
     except FAILURES as error:
         row.missing[name] = first_line(error)
         row.slices.pop(name, None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 from benchmarks import processes
 from benchmarks.processes import Stat, family, parse_smaps, parse_stat
@@ -33,6 +35,21 @@ def test_family_is_descendants_and_session() -> None:
 def test_our_own_process_is_accounted() -> None:
     """What is read of this very process is what the process says of itself."""
     assert processes.cpu_by_process(os.getpid())[os.getpid()] > 0
+
+
+def test_a_server_is_quiet_when_it_uses_no_cpu() -> None:
+    """One that computes is waited for as long as is allowed, one that has stopped computing until it is known."""
+    code = "import sys, time\nend = time.process_time() + float(sys.argv[1])\nwhile time.process_time() < end: pass\n"
+    code += "print('done', flush=True)\nsys.stdin.read()"
+    for seconds, expected in (("60", False), ("0.2", True)):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, seconds], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert processes.wait_quiet(process.pid, at_most=1.0 if expected is False else 30.0) is expected
+            if expected:
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"done\n"
+            process.kill()
 
 
 def test_smaps_rollup() -> None:
