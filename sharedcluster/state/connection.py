@@ -3,8 +3,9 @@
 Laws
 ----
 1. A command that finds the connection free is sent at once, by its own caller. Only in a crowd, when the last
-   exchange carried several, do those run first who are about to, in what is left of this turn of the loop: requests
-   that were read together ask Redis together. Nothing waits for what has not arrived yet.
+   exchange carried several, do those run first who are about to, in what is left of this turn of the loop, and other
+   processes that want this CPU, whose requests may then be there: what was read together asks Redis together. On a CPU
+   that nobody else wants, nothing waits for what has not arrived yet.
 2. A part that is submitted (`submit`) is waited for by nobody: who is queued when this turn of the loop is over, or
    when the exchange under way ends, is led in a place of its own, and told in the thread that submitted.
 3. Commands that are issued while an exchange is under way wait in a queue. When the exchange ends, the first of them
@@ -35,7 +36,6 @@ are threads. Nothing here may be created before the fork: see `SharedState`.
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections import deque
@@ -253,17 +253,17 @@ class GroupCommit:
                 ticket.batch = [ticket]
         if ticket.parking is not None:
             self._wait(ticket, ticket.parking)
-        elif self._is_crowd:
-            self._gather()
         if ticket.batch is not None:
+            if self._is_crowd:
+                self._gather(ticket)
             self._lead(ticket.batch, ticket)
 
-    def _gather(self) -> None:
+    def _gather(self, ticket: Ticket) -> None:
         """The caller leads: let others queue up. Killed meanwhile, it has sent nothing, and the next one leads."""
         try:
             self._runtime.yield_turn()
         except BaseException:
-            self._pass_on()
+            self._abandon(ticket)
             raise
 
     def _wait(self, ticket: Ticket, parking: Parking) -> None:
@@ -341,15 +341,22 @@ class GroupCommit:
                 heir.batch = batch
                 heir.parking.unpark()
                 return
+            self._queue.extendleft(reversed(batch))
         assert self._home is not None  # for those who do not wait have submitted
-        self._home.spawn(functools.partial(self._lead_alone, batch))
+        self._home.spawn(self._lead_alone)
 
-    def _lead_alone(self, batch: list[Ticket] | None = None) -> None:
-        """Lead a batch, or who is queued by now, in a place of its own: of those nobody waits who could."""
+    def _lead_alone(self) -> None:
+        """Lead who is queued by then, in a place of its own: of those nobody waits who could."""
         try:
-            if batch is None:
-                with self._lock:
-                    self._take(batch := [])
+            if self._is_crowd:
+                try:
+                    self._runtime.yield_turn()
+                except BaseException:
+                    self._pass_on()
+                    raise
+            batch: list[Ticket] = []
+            with self._lock:
+                self._take(batch)
             self._lead(batch, None)
         except Exception:
             log.exception("[BUG] an exchange with Redis was cut short")

@@ -106,6 +106,8 @@ def test_a_caller_that_is_killed_while_others_queue_up_passes_the_lead_on(
     other = threading.Thread(target=lambda: answers.append(commit.call("ECHO", "other")), daemon=True)
 
     def yield_turn() -> None:
+        if other.ident is not None:  # the next one in the queue
+            return
         other.start()
         wait_until(lambda: bool(commit._queue), "somebody queues up")
         raise Killed
@@ -119,6 +121,45 @@ def test_a_caller_that_is_killed_while_others_queue_up_passes_the_lead_on(
     assert answers == [b"other"]
     assert commit.call("PING") == b"PONG"
     assert commit.reconnects == 1
+
+
+def test_an_heir_that_is_killed_while_others_queue_up_loses_nobody(
+    commit: GroupCommit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was given the lead over all who wait and has sent nothing: they are answered, over the same connection."""
+
+    class Killed(BaseException):
+        """As a greenlet's or a thread's end."""
+
+    deaths = [Killed()]
+
+    class Deadly(type(commit._runtime)):  # type: ignore[misc]
+        def yield_turn(self) -> None:
+            if deaths:
+                raise deaths.pop()
+
+    answers: list[object] = []
+
+    def ask(number: int) -> None:
+        try:
+            answers.append(commit.call("ECHO", f"{number}"))
+        except Killed:
+            answers.append("killed")
+
+    commit.call("PING")
+    monkeypatch.setattr(commit, "_runtime", Deadly())
+    commit._is_crowd = commit._leading = True  # as while a trip with several is under way
+    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(4)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        wait_until(lambda: len(commit._queue) == number + 1, "it queues up")  # noqa: B023
+    commit._pass_on()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert sorted(answers, key=str) == [b"1", b"2", b"3", "killed"]
+    assert commit.call("PING") == b"PONG"
+    assert (commit._leading, commit.reconnects) == (False, 1)
 
 
 def test_an_error_belongs_to_its_own_command(commit: GroupCommit, namespace: str) -> None:
@@ -602,6 +643,28 @@ def test_a_full_queue_refuses_a_submission(commit: GroupCommit, namespace: str) 
         commit.settle(submitted)
     commit._settings = StateSettings()
     assert commit.call("PING") == b"PONG"
+
+
+def test_who_submitted_is_not_lost_with_its_leader(
+    saver: Saver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Something breaks while others queue up, before anything is sent: it is reported, and led by another."""
+    commit = saver.commit
+    deaths = [RuntimeError("a bug")]
+
+    class Deadly(type(commit._runtime)):  # type: ignore[misc]
+        def yield_turn(self) -> None:
+            if deaths:
+                raise deaths.pop()
+
+    commit.call("PING")
+    monkeypatch.setattr(commit, "_runtime", Deadly())
+    commit._is_crowd = True
+    submitted = [commit.submit(saver.part(f"n{number}")) for number in range(3)]
+    assert [type(commit.settle(each)) for each in submitted] == [bytes] * 3
+    assert deaths == []
+    assert "[BUG] an exchange with Redis was cut short" in caplog.text
+    wait_until(lambda: not commit._leading, "nobody leads")
 
 
 def test_callers_and_submissions_of_a_crowd_all_get_their_own(saver: Saver) -> None:

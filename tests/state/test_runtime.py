@@ -235,6 +235,44 @@ def test_a_forked_child_leaves_its_parents_connection_alone(pair: tuple[socket.s
     os.close(tell)
 
 
+@needs_gevent
+@pytest.mark.parametrize("others", [True, False])
+def test_who_yields_its_turn_lets_others_have_the_cpu(monkeypatch: pytest.MonkeyPatch, *, others: bool) -> None:
+    """If others ran meanwhile, what they sent is read and run first; if nobody wanted the CPU, the caller goes on."""
+    import gevent
+
+    ours, theirs = get_original("socket", "socketpair")()
+    order: list[str] = []
+    loop = gevent.get_hub().loop
+    watcher = loop.io(ours.fileno(), 1)
+
+    def on_readable() -> None:
+        order.append("read")
+        watcher.stop()
+        loop.run_callback(order.append, "run")
+
+    def sched_yield() -> None:
+        order.append("yield")
+        theirs.send(b"x")
+        end = time.monotonic() + (0.001 if others else 0)
+        while time.monotonic() < end:
+            pass
+
+    monkeypatch.setattr("sharedcluster.gevent_runtime.ALONE", 500_000 if others else 5_000_000_000)
+    monkeypatch.setattr(os, "sched_yield", sched_yield)
+    watcher.start(on_readable)
+    gevent.sleep(0)
+    try:
+        loop.run_callback(order.append, "scheduled")
+        find_runtime().yield_turn()
+        order.append("back")
+    finally:
+        watcher.close()
+        ours.close()
+        theirs.close()
+    assert order == ["scheduled", "yield", *(["read", "run"] if others else []), "back"]
+
+
 @pytest.mark.skipif(not is_module_patched("socket"), reason="threads are woken by the kernel")
 def test_a_bug_in_one_sleeper_does_not_keep_the_others() -> None:
     """What comes out of one goes to the hub, which reports it; those behind it wake up all the same."""
