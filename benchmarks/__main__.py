@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run.add_argument("--work", action="store_true", help="only CPU per request: not reloads, memory, scaling ...")
     run.add_argument("--peer", action="append", default=[], help="only this server beside ours; repeatable")
     run.add_argument("--seconds", type=float, default=1.0, help="of one turn [1]")
-    run.add_argument("--rounds", type=int, default=5, help="turns of each server that a bar is set against [5]")
+    run.add_argument("--rounds", type=int, default=9, help="turns of each server that a bar is set against [9]")
     run.add_argument("--others", type=int, default=2, help="turns of each other server [2]")
     commands.add_parser("report", help="write the page and the plots from the kept results again")
     micro = commands.add_parser("micro", help="instruction counts of the hot paths, against those kept")
