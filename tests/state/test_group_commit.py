@@ -663,7 +663,7 @@ def test_who_submitted_is_not_lost_with_its_leader(
     submitted = [commit.submit(saver.part(f"n{number}")) for number in range(3)]
     assert [type(commit.settle(each)) for each in submitted] == [bytes] * 3
     assert deaths == []
-    assert "[BUG] an exchange with Redis was cut short" in caplog.text
+    wait_until(lambda: "[BUG] an exchange with Redis was cut short" in caplog.text, "the report")
     wait_until(lambda: not commit._leading, "nobody leads")
 
 
