@@ -74,7 +74,7 @@ class _Session(LocalProxy[Any]):
         session = context._session if context is not None and type(context).session is _SESSION else None
         if session is None:
             session = self._get_current_object()
-        elif not session.accessed:
+        else:
             session.accessed = True
         return getattr(session, name)
 
@@ -83,7 +83,7 @@ class _Session(LocalProxy[Any]):
         session = context._session if context is not None and type(context).session is _SESSION else None
         if session is None:
             session = self._get_current_object()
-        elif not session.accessed:
+        else:
             session.accessed = True
         return session[key]
 
@@ -92,7 +92,7 @@ class _Session(LocalProxy[Any]):
         session = context._session if context is not None and type(context).session is _SESSION else None
         if session is None:
             session = self._get_current_object()
-        elif not session.accessed:
+        else:
             session.accessed = True
         session[key] = value
 
@@ -101,6 +101,6 @@ class _Session(LocalProxy[Any]):
         session = context._session if context is not None and type(context).session is _SESSION else None
         if session is None:
             session = self._get_current_object()
-        elif not session.accessed:
+        else:
             session.accessed = True
         return key in session

@@ -190,6 +190,21 @@ def test_a_context_with_a_session_of_its_own_is_asked() -> None:
         assert "new" not in session
 
 
+def test_a_session_of_a_class_that_knows_nothing_of_this() -> None:
+    """What an interface of somebody's own opens need not have `accessed`: Flask only sets it."""
+
+    class Plain(dict[str, Any]):
+        pass
+
+    for look in LOOKS.values():
+        with in_request(make_app()):
+            context: Any = flask_globals._cv_request.get()
+            context._session = Plain(a=1)
+            context._session.modified = False
+            look()
+            assert context._session.accessed is True
+
+
 def test_a_session_that_is_not_open_yet() -> None:
     """Flask's assertion, not an error about None."""
     app = make_app()
