@@ -223,13 +223,11 @@ class SharedSessionInterface(SessionInterface):
             return False
         # `in` would raise and catch an HTTP exception inside Werkzeug, with every request that looks at its session.
         headers = response.headers
-        fields = headers._list if type(headers) is Headers else None  # as Werkzeug's own iterator has them
-        if "vary" in map(str.lower, map(_first, headers if fields is None else fields)):
+        fields = headers._list if type(headers) is Headers else headers  # what its iterator goes through
+        if "vary" in map(str.lower, map(_first, fields)):
             response.vary.add("Cookie")
-        elif fields is None:
-            headers.add(*_VARY)
         else:
-            fields.append(_VARY)
+            _add_field(response, _VARY)
         return session._is_loaded
 
     def _set_cookie(self, app: Flask, session: SharedSession, response: Response, outcome: SaveOutcome) -> None:

@@ -10,6 +10,7 @@ Flask's proxies are of the whole process, so other applications in it have these
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from operator import attrgetter
 from typing import Any
@@ -18,33 +19,34 @@ from flask import globals as flask_globals
 from flask.ctx import RequestContext
 from werkzeug.local import LocalProxy
 
-_context_of_request = flask_globals._cv_request.get
 _SESSION = RequestContext.session
 _DOC = vars(LocalProxy)["__doc__"]  # of what a proxy stands for; a class without one would say None
 
 
 def spell_out() -> None:
     """Do this to Flask's proxies, for all of this process; done twice it is done once."""
-    for proxy, name, variable in (
-        (flask_globals.request, "request", flask_globals._cv_request),
-        (flask_globals.g, "g", flask_globals._cv_app),
-        (flask_globals.current_app, "app", flask_globals._cv_app),
-    ):
-        _change(proxy, variable, _proxy_class(variable, name))
-    _change(flask_globals.session, flask_globals._cv_request, _Session)
+    _change(flask_globals.session, flask_globals._cv_request, _session_of)
+    _change(flask_globals.request, flask_globals._cv_request, attrgetter("request"))
+    _change(flask_globals.g, flask_globals._cv_app, attrgetter("g"))
+    _change(flask_globals.current_app, flask_globals._cv_app, attrgetter("app"))
 
 
-def _change(proxy: Any, variable: ContextVar[Any], own: type[LocalProxy[Any]]) -> None:
+def _session_of(context: RequestContext) -> Any:
+    """What the property of Flask's own contexts does: the session was looked at."""
+    session = context._session
+    if session is None or type(context).session is not _SESSION:
+        return context.session
+    session.accessed = True
+    return session
+
+
+def _change(proxy: Any, variable: ContextVar[Any], current: Callable[[Any], Any]) -> None:
     if type(proxy) is LocalProxy and object.__getattribute__(proxy, "_LocalProxy__wrapped") is variable:
-        own.__name__ = own.__qualname__ = LocalProxy.__name__
-        own.__module__ = LocalProxy.__module__
         # Not by assignment: that would be the class of what it stands for.
-        object.__dict__["__class__"].__set__(proxy, own)
+        object.__dict__["__class__"].__set__(proxy, _proxy_class(variable.get, current))
 
 
-def _proxy_class(variable: ContextVar[Any], name: str) -> type[LocalProxy[Any]]:
-    find, current = variable.get, attrgetter(name)
-
+def _proxy_class(find: Callable[[None], Any], current: Callable[[Any], Any]) -> type[LocalProxy[Any]]:
     class Proxy(LocalProxy[Any]):
         __slots__ = ()
         __doc__ = _DOC
@@ -57,50 +59,18 @@ def _proxy_class(variable: ContextVar[Any], name: str) -> type[LocalProxy[Any]]:
             context = find(None)
             setattr(self._get_current_object() if context is None else current(context), name, value)
 
+        def __getitem__(self, key: object) -> Any:
+            context = find(None)
+            return (self._get_current_object() if context is None else current(context))[key]
+
+        def __setitem__(self, key: object, value: object) -> None:
+            context = find(None)
+            (self._get_current_object() if context is None else current(context))[key] = value
+
         def __contains__(self, key: object) -> bool:
             context = find(None)
             return key in (self._get_current_object() if context is None else current(context))
 
+    Proxy.__name__ = Proxy.__qualname__ = LocalProxy.__name__
+    Proxy.__module__ = LocalProxy.__module__
     return Proxy
-
-
-class _Session(LocalProxy[Any]):
-    # What a request's `session` does, a property that notes that the session was looked at, stands in each method.
-    __slots__ = ()
-    __doc__ = _DOC
-
-    def __getattr__(self, name: str) -> Any:
-        context = _context_of_request(None)
-        session = context._session if context is not None and type(context).session is _SESSION else None
-        if session is None:
-            session = self._get_current_object()
-        else:
-            session.accessed = True
-        return getattr(session, name)
-
-    def __getitem__(self, key: str) -> Any:
-        context = _context_of_request(None)
-        session = context._session if context is not None and type(context).session is _SESSION else None
-        if session is None:
-            session = self._get_current_object()
-        else:
-            session.accessed = True
-        return session[key]
-
-    def __setitem__(self, key: str, value: object) -> None:
-        context = _context_of_request(None)
-        session = context._session if context is not None and type(context).session is _SESSION else None
-        if session is None:
-            session = self._get_current_object()
-        else:
-            session.accessed = True
-        session[key] = value
-
-    def __contains__(self, key: object) -> bool:
-        context = _context_of_request(None)
-        session = context._session if context is not None and type(context).session is _SESSION else None
-        if session is None:
-            session = self._get_current_object()
-        else:
-            session.accessed = True
-        return key in session
