@@ -99,6 +99,24 @@ def test_forty_requests_count_to_forty_on_any_worker(make_app: MakeApp) -> None:
         cookie = cookie_of(client)
 
 
+def test_a_permanent_session_stays_one(make_app: MakeApp) -> None:
+    """Each later write gives its cookie an end, though nobody looks at `permanent` again; None once it is taken back."""
+    app, _ = make_app()
+
+    @app.post("/keep/<int:value>")
+    def keep(value: int) -> str:
+        session.permanent = bool(value)
+        return ""
+
+    client = app.test_client()
+    assert "Expires=" not in client.post("/counter").headers["Set-Cookie"]
+    assert "Expires=" in client.post("/keep/1").headers["Set-Cookie"]
+    for _ in range(2):
+        assert "Expires=" in client.post("/counter").headers["Set-Cookie"]
+    assert "Expires=" not in client.post("/keep/0").headers["Set-Cookie"]
+    assert "Expires=" not in client.post("/counter").headers["Set-Cookie"]
+
+
 def test_a_view_that_leaves_the_session_alone_sends_nothing_and_sets_nothing(make_app: MakeApp) -> None:
     """No command, no Set-Cookie, no Vary."""
     app, shared = make_app()

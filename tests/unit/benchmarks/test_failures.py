@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from benchmarks import rows
+from benchmarks import rounds, rows
 from benchmarks.code_state import CodeState
 from benchmarks.install import why
 from benchmarks.results import Results
@@ -29,6 +32,24 @@ def test_a_row_that_breaks_is_named(monkeypatch: pytest.MonkeyPatch, name: str) 
     results.add(rows.measure(name, Scale(1, 1), Redis(), ()), Scale(1, 1), NOW)
     page = document(results, NOW, results)
     assert f"Failed: sharedcluster in *{name}*: KeyError: 'a mistake of ours'" in page
+
+
+def test_a_turn_ends_when_its_server_is_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next server's turn is not begun while this one still works; a server that failed is not waited for."""
+    order: list[str] = []
+    servers: list[Any] = [SimpleNamespace(pid=pid, peer=SimpleNamespace(name=f"peer {pid}")) for pid in (1, 2, 3)]
+
+    def run(server: Any) -> Any:
+        order.append(f"turn {server.pid}")
+        if server.pid == 2:
+            raise OSError("gone")
+
+    monkeypatch.setattr(rounds.processes, "wait_quiet", lambda pid: order.append(f"rest {pid}"))
+    row = rounds.Row("x")
+    for server in list(servers):
+        rounds._take_turn(server, servers, row, run)
+    assert order == ["turn 1", "rest 1", "turn 2", "turn 3", "rest 3"]
+    assert (list(row.slices), row.missing) == (["peer 1", "peer 3"], {"peer 2": "gone"})
 
 
 def test_why_an_installer_failed() -> None:
