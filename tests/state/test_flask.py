@@ -100,7 +100,7 @@ def test_forty_requests_count_to_forty_on_any_worker(make_app: MakeApp) -> None:
 
 
 def test_a_permanent_session_stays_one(make_app: MakeApp) -> None:
-    """Each later write gives its cookie an end, though nobody looks at `permanent` again; None once it is taken back."""
+    """Each later write gives its cookie an end, though nobody looks at `permanent` again, until it is taken back."""
     app, _ = make_app()
 
     @app.post("/keep/<int:value>")

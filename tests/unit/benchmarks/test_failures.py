@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import rounds, rows
+from benchmarks import processes, rounds, rows
 from benchmarks.code_state import CodeState
 from benchmarks.install import why
 from benchmarks.results import Results
@@ -44,7 +44,7 @@ def test_a_turn_ends_when_its_server_is_at_rest(monkeypatch: pytest.MonkeyPatch)
         if server.pid == 2:
             raise OSError("gone")
 
-    monkeypatch.setattr(rounds.processes, "wait_quiet", lambda pid: order.append(f"rest {pid}"))
+    monkeypatch.setattr(processes, "wait_quiet", lambda pid: order.append(f"rest {pid}"))
     row = rounds.Row("x")
     for server in list(servers):
         rounds._take_turn(server, servers, row, run)
