@@ -19,6 +19,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.http import dump_cookie, http_date
 
 from sharedcluster.errors import ConfigError, StateUnavailableError
+from sharedcluster.flask_shortcuts.responses import Unmade, add_field
 from sharedcluster.state.codec import Codec
 from sharedcluster.state.cookie import Cookie, CookieSigner
 from sharedcluster.state.primitives import Lock, LockLostError
@@ -221,18 +222,21 @@ class SharedSessionInterface(SessionInterface):
         """Whether there may be something to store; a response whose request has looked at it varies."""
         if not isinstance(session, SharedSession) or not (session.accessed or session._is_loaded):
             return False
+        if type(response) is Unmade:  # it has a type and a length so far
+            add_field(response, _VARY)
+            return session._is_loaded
         # `in` would raise and catch an HTTP exception inside Werkzeug, with every request that looks at its session.
         headers = response.headers
         fields = headers._list if type(headers) is Headers else headers  # what its iterator goes through
         if "vary" in map(str.lower, map(_first, fields)):
             response.vary.add("Cookie")
         else:
-            _add_field(response, _VARY)
+            add_field(response, _VARY)
         return session._is_loaded
 
     def _set_cookie(self, app: Flask, session: SharedSession, response: Response, outcome: SaveOutcome) -> None:
         if outcome.action is not _KEEP:
-            _add_field(response, ("Set-Cookie", self._cookie_header(app, session, outcome)))
+            add_field(response, ("Set-Cookie", self._cookie_header(app, session, outcome)))
 
     def _say_unavailable(self, response: Response, error: StateUnavailableError) -> None:
         if not self.own.is_anonymous_without_redis:
@@ -306,15 +310,6 @@ class Saved:
             interface._say_unavailable(response, error)
         else:
             interface._set_cookie(self.app, session, response, outcome)
-
-
-def _add_field(response: Response, field: tuple[str, str]) -> None:
-    """Add a field of ours, which has no line breaks: Werkzeug looks for them with a pattern."""
-    headers = response.headers
-    if type(headers) is Headers:
-        headers._list.append(field)
-    else:
-        headers.add(*field)
 
 
 _VARY = ("Vary", "Cookie")

@@ -12,7 +12,7 @@ from flask.signals import request_finished, request_started
 
 from sharedcluster.flask_shortcuts.contexts import RECEIVERS_OF_THE_END
 from sharedcluster.flask_shortcuts.functions import PlainFunctions
-from sharedcluster.flask_shortcuts.responses import LATER, Response, json_response, text_response
+from sharedcluster.flask_shortcuts.responses import LATER, Response, Unmade, json_response, text_response
 
 VIEWS_LIMIT: Final = 1000
 
@@ -59,7 +59,6 @@ class Dispatch:
                 response = text_response(answer)
             elif kind is dict or kind is list:
                 response = json_response(app.json, app.debug, answer)
-        is_made_here = response is not None
         if response is None:
             response = app.make_response(answer)
         context = _request_context()
@@ -75,11 +74,11 @@ class Dispatch:
                 if not interface.is_null_session(session):
                     interface.save_session(app, session, response)
             elif (
-                _may_answer_later(app, request)
-                and type(response) is Response
-                and (is_made_here or _ends_here(response))
-            ):
-                response.saved = self._submit(app, session, response)
+                type(response) is Unmade or (type(response) is Response and _ends_here(response))
+            ) and _may_answer_later(app, request):
+                saved = self._submit(app, session, response)
+                if saved is not None:
+                    response.wait_for(saved)
             else:
                 interface.save_session(app, session, response)
         if request_finished.receivers:

@@ -1,7 +1,8 @@
 """Responses without what comes to nothing for most of them.
 
 That is looking for a content type among no headers (by an exception), a copy of all headers, each looked through for
-line breaks again, in which nothing is changed, and an iterator around a body of one piece.
+line breaks again, in which nothing is changed, an iterator around a body of one piece, and the response itself where
+nobody looks at it.
 """
 
 from __future__ import annotations
@@ -81,20 +82,26 @@ class Response(flask.Response, metaclass=_AsFlaskResponse):
         saved = self.saved
         if saved is None:
             return super().__call__(environ, start_response)
-        answer = functools.partial(self._settle, environ, start_response)
+        return self._answer_later(saved, environ, start_response)
+
+    def wait_for(self, saved: Saved) -> None:
+        """Let the answer wait for a session that was submitted."""
+        self.saved = saved
+
+    def _answer_later(self, saved: Saved, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        answer = functools.partial(self._settle, saved, environ, start_response)
         later = environ[LATER]
         body: Iterable[bytes] = later(saved.when_done, answer) if later.is_for(start_response) else answer()
         return body
 
-    def _settle(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        saved, self.saved = self.saved, None
-        assert saved is not None
+    def _settle(self, saved: Saved, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        _set_on(self, "saved", None)
         try:
             saved.settle()
         except Exception as error:  # as Flask does with what comes from saving a session
             with saved.app.request_context(environ):
                 return saved.app.handle_exception(error)(environ, start_response)
-        return super().__call__(environ, start_response)
+        return self(environ, start_response)
 
     def get_wsgi_response(self, environ: WSGIEnvironment) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
         """What goes to the server: the body, the status, the headers. See `werkzeug.Response.get_wsgi_response`."""
@@ -148,24 +155,93 @@ def _learn_names(names: tuple[str, ...]) -> bool:
     return has_all
 
 
+class Unmade(Response):
+    """A text on its way to the server, and the response that it becomes for whoever looks at it.
+
+    Few do: without a hook or a receiver nobody sees a response between the view and the server. Until somebody reads
+    or sets anything of it this is a body and the headers around it, which need not be made into what Werkzeug has for
+    them to be changed, and back.
+
+    Args:
+        body: The text, encoded.
+        fields: A type and a length, and what `add_field` adds.
+    """
+
+    unmade: tuple[bytes, list[tuple[str, str]]]
+
+    def __init__(self, body: bytes, fields: list[tuple[str, str]]) -> None:
+        _set_on(self, "unmade", (body, fields))
+
+    def make(self) -> None:
+        """Become the `Response` that it would have been; before that only its class and `vars` tell them apart."""
+        body, fields = self.unmade
+        _set_on(self, "__class__", Response)
+        del self.unmade
+        self.headers = headers = Headers.__new__(Headers)
+        headers._list = fields
+        self._status, self._status_code = _OK
+        self.direct_passthrough = False
+        self._on_close = []
+        self.response = [body]
+
+    def __getattr__(self, name: str) -> Any:
+        self.make()
+        return getattr(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.make()
+        setattr(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self.make()
+        delattr(self, name)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        self.make()
+        return self.__reduce_ex__(protocol)
+
+    def wait_for(self, saved: Saved) -> None:
+        """See `Response.wait_for`; nobody has looked."""
+        _set_on(self, "saved", saved)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """See `Response.__call__`."""
+        if self.saved is not None:
+            return self._answer_later(self.saved, environ, start_response)
+        if environ["REQUEST_METHOD"] == "HEAD":
+            self.make()
+            return self(environ, start_response)
+        body, fields = self.unmade
+        start_response(_OK[0], fields.copy())  # which is the server's to change
+        return [body]
+
+
+_set_on = object.__setattr__
+
+
+def add_field(response: flask.Response, field: tuple[str, str]) -> None:
+    """Add a field that has no line breaks: Werkzeug looks for them with a pattern."""
+    if type(response) is Unmade:
+        response.unmade[1].append(field)
+        return
+    headers = response.headers
+    if type(headers) is Headers:
+        headers._list.append(field)
+    else:
+        headers.add(*field)
+
+
 def text_response(text: str, mimetype: str | None = None) -> Response:
-    """What `Response(text, mimetype=mimetype)` makes, made at once.
+    """What `Response(text, mimetype=mimetype)` makes, made when somebody looks at it.
 
     For who has seen that Werkzeug's own making is known (`texts`).
     """
     if mimetype is None:
         mimetype = Response.default_mimetype
-    if mimetype is None or not Response.automatically_set_content_length:
+    if mimetype is None or not Response.automatically_set_content_length or Response.default_status != 200:
         return Response(text, mimetype=mimetype)
     body = text.encode()
-    response = Response.__new__(Response)
-    response.headers = headers = Headers.__new__(Headers)
-    headers._list = [_content_type_field(mimetype), ("Content-Length", str(len(body)))]
-    response._status, response._status_code = _status_of(Response.default_status)
-    response.direct_passthrough = False
-    response._on_close = []
-    response.response = [body]
-    return response
+    return Unmade(body, [_content_type_field(mimetype), ("Content-Length", str(len(body)))])
 
 
 def json_response(provider: Any, is_debug: bool, value: Any) -> Response | None:
@@ -203,10 +279,6 @@ def _content_type_field(mimetype: str) -> tuple[str, str]:
     return made[0]
 
 
-@functools.lru_cache(16)
-def _status_of(status: int) -> tuple[str, int]:
-    made = Response(status=status)
-    return made.status, made.status_code
-
+_OK: Final = (flask.Response(status=200).status, 200)
 
 _content_type_of = functools.lru_cache(16)(functools.partial(get_content_type, charset="utf-8"))

@@ -6,7 +6,6 @@ the same rule each time, until rules are added.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -19,10 +18,10 @@ LENGTH_LIMIT: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class KnownRequest:
-    """What the requests for one path have in common: attributes of request and URL adapter, and the rule."""
+    """What the requests for one path have in common: attributes of request and URL adapter, copied, and the rule."""
 
-    request: Mapping[str, Any]
-    adapter: Mapping[str, Any]
+    request: dict[str, Any]
+    adapter: dict[str, Any]
     rule: Rule
 
 

@@ -73,6 +73,11 @@ DISPATCH: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
     "werkzeug.wrappers:Response": {
         "__init__": ("85b059276e42ca42",),
         "set_data": ("f611509da10410cb",),
+        "__call__": ("56a023dfb8deb500",),
+        "get_wsgi_response": ("26c00851b3adb050",),
+        "get_wsgi_headers": ("bafa8e0dfce5c647",),
+        "get_app_iter": ("f1bea83f34d58666",),
+        "close": ("1339019ac36d2d67",),
     },
     "werkzeug.sansio.response:Response": {
         "__init__": ("a6597f620b1e0d2b",),

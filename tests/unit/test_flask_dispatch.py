@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextvars
+import copy
 import functools
 import io
 import logging
+import pickle
 import pkgutil
 import re
 import subprocess
@@ -26,16 +28,17 @@ from flask import Blueprint, Flask, g, request, session, signals
 from flask.ctx import AppContext, RequestContext
 from flask.globals import _cv_app, _cv_request
 from flask.json.provider import DefaultJSONProvider
-from flask.sessions import SecureCookieSessionInterface, SessionMixin
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, SessionInterface, SessionMixin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
+from werkzeug.datastructures import Headers
 from werkzeug.routing import Map, MapAdapter, Rule
 
 from sharedcluster.flask_shortcuts import STEPS, take_shortcuts, texts
 from sharedcluster.flask_shortcuts.contexts import _make_request
 from sharedcluster.flask_shortcuts.dispatch import Dispatch
-from sharedcluster.flask_shortcuts.responses import Response, text_response
+from sharedcluster.flask_shortcuts.responses import Response, Unmade, text_response
 from sharedcluster.flask_shortcuts.rules import LENGTH_LIMIT, PATHS_LIMIT, Rules
 
 SIGNALS = {
@@ -885,11 +888,162 @@ def test_a_text_response_is_what_flask_makes(text: str, mimetype: Any, status: i
                 Response(text)
             return
         expected = Response(text)
+    assert made.direct_passthrough is False  # which is a look at it
     assert type(made) is Response
     assert vars(made) == vars(expected)
     assert made.headers.to_wsgi_list() == expected.headers.to_wsgi_list()
     made.headers["X-Own"] = "1"
     assert "X-Own" not in text_response("another").headers
+
+
+def _set_a_header(response: Any) -> Any:
+    response.headers["X-Own"] = "1"
+    return response
+
+
+def _set_a_cookie(response: Any) -> Any:
+    response.set_cookie("name", "value")
+    return response
+
+
+def _set_the_text(response: Any) -> Any:
+    response.data = "another"
+    return response
+
+
+def _set(name: str, value: Any) -> Callable[[Any], Any]:
+    def change(response: Any) -> Any:
+        setattr(response, name, value)
+        return response
+
+    return change
+
+
+def _drop_own_type(response: Any) -> Any:
+    response.default_mimetype = "own"
+    del response.default_mimetype
+    return response
+
+
+def _be_forced(response: Any) -> Any:
+    return Response.force_type(response)
+
+
+def _note_the_end(response: Any) -> Any:
+    response.call_on_close(lambda: None)
+    return response
+
+
+def _ask_for_what_is_not_there(response: Any) -> Any:
+    assert not hasattr(response, "no_such_name")
+    return response
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda response: response,
+        lambda response: pickle.loads(pickle.dumps(response)),
+        copy.copy,
+        copy.deepcopy,
+        _set_a_header,
+        _set_a_cookie,
+        _set_the_text,
+        _set("status_code", 404),
+        _set("status", "418 I am"),
+        _set("status_code", 204),
+        _set("response", ["an", "other"]),
+        _set("direct_passthrough", True),
+        _set("headers", Headers({"X-Own": "1"})),
+        _set("own", "value"),
+        _drop_own_type,
+        _be_forced,
+        _note_the_end,
+        _ask_for_what_is_not_there,
+    ],
+)
+def test_whoever_looks_at_a_response_finds_flask_s(look: Callable[[Any], Any], method: str) -> None:
+    """Whatever the first look is, and whatever is done by it: the same attributes, and the same answer."""
+    answers = []
+    for make in (text_response, Response):
+        response = look(make("hello"))
+        environ = USUAL | {"REQUEST_METHOD": method}
+        begun: list[Any] = []
+        body = b"".join(response(environ, lambda *given: begun.append(given)))  # noqa: B023
+        headers = response.headers.to_wsgi_list()  # at the latest now somebody has looked
+        assert type(response) in (Response, flask.Response)  # the second where it was pickled
+        answers.append((body, begun, response.status, headers, vars(response).keys(), len(response._on_close)))
+    assert answers[0] == answers[1]
+
+
+def test_an_answer_can_be_given_twice() -> None:
+    """Whoever was given the headers may change them: they are his own."""
+    response = text_response("hello")
+    begun: list[Any] = []
+
+    def begin(status: str, headers: list[tuple[str, str]], *_: object) -> Any:
+        begun.append((status, tuple(headers)))
+        headers.clear()
+
+    assert [b"".join(response(USUAL, begin)) for _ in range(2)] == [b"hello", b"hello"]
+    assert begun[0] == begun[1]
+    assert len(begun[0][1]) == 2
+
+
+def test_nobody_looks_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts and JSON of plain views go to the server as they are; a hook gets a response, and what it does counts."""
+    made: list[object] = []
+    original = Unmade.make
+
+    def make(response: Unmade) -> None:
+        made.append(response)
+        original(response)
+
+    monkeypatch.setattr(Unmade, "make", make)
+    app = Flask("plain")
+    app.add_url_rule("/text", "text", lambda: "text")
+    app.add_url_rule("/json", "json", lambda: {"a": 1})
+    take_shortcuts(app)
+    client = app.test_client()
+    assert [client.get(path).text for path in ("/text", "/json")] == ["text", '{"a":1}\n']
+    assert made == []
+    with app.test_request_context("/text"):
+        response = app.full_dispatch_request()
+        assert isinstance(response, flask.Response)
+        assert response.status_code == 200
+    assert made == [response]
+    made.clear()
+    assert client.head("/text").headers["Content-Length"] == "4"
+    assert len(made) == 1
+
+    def hook(response: flask.Response) -> flask.Response:
+        response.headers["X-Hook"] = response.get_data(as_text=True)
+        response.status_code = 202
+        return response
+
+    app.after_request_funcs[None] = [hook]
+    answer = client.get("/text")
+    assert (answer.status_code, answer.headers["X-Hook"], answer.text) == (202, "text", "text")
+
+
+def test_a_session_interface_of_somebody_else_s_gets_a_response() -> None:
+    """It may do with it what it does with any, where a session of ours is nobody's."""
+
+    class Own(SessionInterface):
+        def open_session(self, app: Flask, request: flask.Request) -> Any:
+            return SecureCookieSession()
+
+        def save_session(self, app: Flask, session: Any, response: flask.Response) -> None:
+            response.vary.add("Cookie")
+            response.set_cookie("own", str(len(response.get_data())))
+
+    app = Flask("own")
+    app.session_interface = Own()
+    app.add_url_rule("/", "view", lambda: "hello")
+    take_shortcuts(app)
+    answer = app.test_client().get("/")
+    assert (answer.text, answer.headers["Vary"], answer.headers["Set-Cookie"]) == ("hello", "Cookie", "own=5; Path=/")
 
 
 # -- which Flask ---------------------------------------------------------------------------------------------------
