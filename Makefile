@@ -8,7 +8,7 @@ JOBS ?= 3
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-.PHONY: help run test lint types layers unit state integration test-slow consistency bench bench-quick setup setup-test clean
+.PHONY: help run test lint types layers unit state integration lowest test-slow consistency bench bench-quick setup setup-test clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ integration: setup-test  ## real clusters
 test-slow: setup-test  ## storms, fuzzing, soak
 	$(BIN)/python -m pytest tests/slow -m slow
 
+lowest: .venv-lowest/.stamp  ## the pure parts and the state with the oldest releases that pyproject.toml allows
+	.venv-lowest/bin/python -m pytest tests/unit tests/state -m "not slow and not alone" --numprocesses=$(JOBS) --dist=worksteal
+
 consistency: setup-test  ## 200,000 operations on a cluster under faults, checked against the guarantees; one minute to ten
 	$(BIN)/python -m tests.slow.consistency
 
@@ -73,5 +76,11 @@ setup-test: .venv/.test-stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ .venv/.run-stamp
 
+.venv-lowest/.stamp: pyproject.toml scripts/lowest-releases
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) scripts/lowest-releases > .venv-lowest/releases.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-lowest/releases.txt --editable '.[all,test]'
+	@touch $@
+
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-lowest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar, cast
 
 from flask import Flask, Request, Response
 from flask.sessions import SessionInterface, SessionMixin
@@ -127,6 +127,9 @@ def read_cookie(header: str, name: str, signer: CookieSigner) -> Cookie | None:
     return verify_first(signer, [value for key, _, value in parts if key == name])
 
 
+TELLS_PARTITIONED: Final = "SESSION_COOKIE_PARTITIONED" in Flask.default_config
+"""Since 3.1."""
+
 _cookie_facts = itemgetter(
     "SESSION_COOKIE_NAME",
     "SESSION_COOKIE_DOMAIN",
@@ -135,7 +138,7 @@ _cookie_facts = itemgetter(
     "SESSION_COOKIE_SECURE",
     "SESSION_COOKIE_HTTPONLY",
     "SESSION_COOKIE_SAMESITE",
-    "SESSION_COOKIE_PARTITIONED",
+    *(["SESSION_COOKIE_PARTITIONED"] if TELLS_PARTITIONED else []),
 )
 
 
@@ -267,7 +270,7 @@ class SharedSessionInterface(SessionInterface):
             secure=self.get_cookie_secure(app),
             httponly=self.get_cookie_httponly(app),
             samesite=self.get_cookie_samesite(app),
-            partitioned=self.get_cookie_partitioned(app),
+            **({"partitioned": self.get_cookie_partitioned(app)} if TELLS_PARTITIONED else {}),
         )
         start, end = text.split("=@", 1)
         return start + "=", end

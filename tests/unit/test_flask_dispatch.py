@@ -991,6 +991,7 @@ def test_an_answer_can_be_given_twice() -> None:
     assert len(begun[0][1]) == 2
 
 
+@pytest.mark.skipif(not KNOWN, reason="all steps are taken")
 def test_nobody_looks_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts and JSON of plain views go to the server as they are; a hook gets a response, and what it does counts."""
     made: list[object] = []
@@ -1087,6 +1088,8 @@ def test_an_application_with_a_step_of_its_own(name: str) -> None:
 def test_who_is_traced_is_left_alone(owner: str, name: str, caplog: pytest.LogCaptureFixture) -> None:
     """Tools that trace an application put functions of theirs in Flask's place: those are called, and it is said."""
     place = pkgutil.resolve_name(owner)
+    if not hasattr(place, name):
+        pytest.skip("this Flask has no such function")
     original = getattr(place, name)
     function: Any = original.fget if type(original) is property else original
 

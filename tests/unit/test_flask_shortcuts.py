@@ -23,7 +23,7 @@ from werkzeug.routing import Map, MapAdapter
 
 from sharedcluster.flask_shortcuts import take_shortcuts
 from sharedcluster.flask_shortcuts.functions import FUNCTIONS_LIMIT, PlainFunctions
-from sharedcluster.flask_shortcuts.hosts import HOST_LENGTH_LIMIT, HOSTS_LIMIT, UrlAdapters
+from sharedcluster.flask_shortcuts.hosts import HOST_LENGTH_LIMIT, HOSTS_LIMIT, TELLS_TRUSTED_HOSTS, UrlAdapters
 from sharedcluster.flask_shortcuts.responses import Response
 
 HOSTS = (
@@ -154,6 +154,7 @@ def test_an_adapter_of_its_own() -> None:
             adapter.server_name = "changed"
 
 
+@pytest.mark.filterwarnings("ignore:Current server name")  # Werkzeug's before 3.1, to whom its URL shows no such host
 @pytest.mark.parametrize("name", [None, "example.org"])
 def test_a_whole_application(name: str | None) -> None:
     """Views, redirects, refusals and URLs outside of a request are what they were."""
@@ -176,7 +177,8 @@ def test_a_whole_application(name: str | None) -> None:
             with app.app_context():
                 assert url_for("item", number=7) == "http://example.org/item/7"
     assert said[0] == said[1] == said[2]
-    assert "/shop/item/7" in said[0][1][1]
+    if name is None or TELLS_TRUSTED_HOSTS:  # Flask 3.0 finds nothing on a host that is not SERVER_NAME
+        assert "/shop/item/7" in said[0][1][1]
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -191,7 +193,8 @@ def test_what_is_remembered_is_bounded() -> None:
         assert 0 < len(adapters._known) <= HOSTS_LIMIT
     adapters._known.clear()
     assert client.get("/", headers={"Host": "h." * HOST_LENGTH_LIMIT + "h"}).status_code == 200
-    assert client.get("/", headers={"Host": "bad host"}).text == ""
+    bad = {"Host": "bad host"}  # Werkzeug 3.1 tells of none then
+    assert client.get("/", headers=bad).text == make_app().test_client().get("/", headers=bad).text
     assert len(adapters._known) == 1
     assert all(len(facts[0]) <= HOST_LENGTH_LIMIT for facts in adapters._known)
 
