@@ -24,7 +24,7 @@ def test_port_0_is_one_port_for_all_workers(start_lab: StartLab) -> None:
 
 
 def test_a_flask_application_takes_the_shortcuts(start_lab: StartLab) -> None:
-    """As it does under `sharedcluster run`; not if its configuration forbids it, nor if its Flask has not been read."""
+    """As under `sharedcluster run`; not if its configuration forbids it, nor if its Flask has not been read."""
     lab = start_lab(1)
     is_known = not texts.unknown(texts.DISPATCH)
     for wants in (True, False):
