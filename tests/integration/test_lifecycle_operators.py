@@ -193,12 +193,16 @@ def test_stop_returns_after_the_last_worker(start_cluster: StartCluster) -> None
 def test_a_stop_during_a_reload(start_cluster: StartCluster) -> None:
     """HUP and then TERM while the old generation drains: idle clients that write at that moment are answered."""
     cluster = start_cluster(APP, "-w", "2", "--redis", "none")
-    with Crowd(*[Client(("127.0.0.1", cluster.port)) for _ in range(8)]) as crowd:
+    # Old workers that have nothing to do are gone before anybody could see them drain.
+    slow = Client(("127.0.0.1", cluster.port), target="/slow/4.0", keep_alive=False)
+    with Crowd(*[Client(("127.0.0.1", cluster.port)) for _ in range(8)]) as crowd, Crowd(slow) as patient:
         wait_until(crowd.all_got(5), "all are served")
+        wait_until(lambda: any(w["in_flight"] for w in cluster.workers()), "the slow request is in flight")
         cluster.signal(signal.SIGHUP)
         wait_until(lambda: any(w["state"] == "draining" for w in cluster.workers()), "it drains", interval=0.002)
         assert cluster.stop() == 0
-    assert crowd.lost == []
+    assert (crowd.lost, patient.lost) == ([], [])
+    assert len(slow.account.answered) == 1
 
 
 # -- out of memory -------------------------------------------------------------------------------------------------
