@@ -23,6 +23,7 @@ ONE_STANDS_STILL = (
 )
 
 
+@pytest.mark.alone  # a worker that others keep from the CPU has not fallen idle yet, and is passed over
 def test_idle_workers_take_turns(start_lab: StartLab) -> None:
     """16 connections, one after the other, over 4 workers: each has 4, in one fixed order."""
     lab = start_lab(4)
