@@ -77,6 +77,7 @@ setup-test: .venv/.test-stamp
 	@touch $@ .venv/.run-stamp
 
 .venv-lowest/.stamp: pyproject.toml scripts/lowest-releases
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 14))' || { echo "make lowest needs Python 3.11 to 3.13, for which there are wheels of gevent 24.11: PYTHON=python3.13" >&2; exit 2; }
 	$(PYTHON) -m venv .venv-lowest
 	$(PYTHON) scripts/lowest-releases > .venv-lowest/releases.txt
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-lowest/releases.txt --editable '.[all,test]'

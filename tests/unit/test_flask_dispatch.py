@@ -925,6 +925,12 @@ def _drop_own_type(response: Any) -> Any:
     return response
 
 
+def _drop_the_headers(response: Any) -> Any:
+    del response.headers
+    response.headers = Headers({"X-Own": "1"})
+    return response
+
+
 def _be_forced(response: Any) -> Any:
     return Response.force_type(response)
 
@@ -958,6 +964,7 @@ def _ask_for_what_is_not_there(response: Any) -> Any:
         _set("headers", Headers({"X-Own": "1"})),
         _set("own", "value"),
         _drop_own_type,
+        _drop_the_headers,
         _be_forced,
         _note_the_end,
         _ask_for_what_is_not_there,
@@ -989,6 +996,25 @@ def test_an_answer_can_be_given_twice() -> None:
     assert [b"".join(response(USUAL, begin)) for _ in range(2)] == [b"hello", b"hello"]
     assert begun[0] == begun[1]
     assert len(begun[0][1]) == 2
+
+
+@pytest.mark.skipif(not KNOWN, reason="all steps are taken")
+def test_requests_for_one_path_share_nothing_that_can_be_changed() -> None:
+    """What a request does to itself, or to its URL adapter, the next one for that path does not see."""
+    app = Flask("shared")
+    app.add_url_rule("/here", "here", lambda: "")
+    take_shortcuts(app)
+    known = []
+    for _ in range(4):
+        with app.test_request_context("/here"):
+            context: Any = _cv_request.get()
+            known.append(context.known is not None)
+            assert (request.path, context.url_adapter.server_name) == ("/here", "localhost")
+            assert not hasattr(request, "own")
+            assert not hasattr(context.url_adapter, "own")
+            for each in (context.request, context.url_adapter):
+                each.own = each.path = each.server_name = "changed"
+    assert known == [False, True, True, True]
 
 
 @pytest.mark.skipif(not KNOWN, reason="all steps are taken")

@@ -154,7 +154,8 @@ def test_an_adapter_of_its_own() -> None:
             adapter.server_name = "changed"
 
 
-@pytest.mark.filterwarnings("ignore:Current server name")  # Werkzeug's before 3.1, to whom its URL shows no such host
+# Before 3.1 Werkzeug warns of a request for another host than SERVER_NAME.
+@pytest.mark.filterwarnings(f"{'error' if TELLS_TRUSTED_HOSTS else 'ignore'}:Current server name")
 @pytest.mark.parametrize("name", [None, "example.org"])
 def test_a_whole_application(name: str | None) -> None:
     """Views, redirects, refusals and URLs outside of a request are what they were."""
@@ -193,8 +194,8 @@ def test_what_is_remembered_is_bounded() -> None:
         assert 0 < len(adapters._known) <= HOSTS_LIMIT
     adapters._known.clear()
     assert client.get("/", headers={"Host": "h." * HOST_LENGTH_LIMIT + "h"}).status_code == 200
-    bad = {"Host": "bad host"}  # Werkzeug 3.1 tells of none then
-    assert client.get("/", headers=bad).text == make_app().test_client().get("/", headers=bad).text
+    told = "" if TELLS_TRUSTED_HOSTS else "bad host"  # Werkzeug tells of none since 3.1
+    assert client.get("/", headers={"Host": "bad host"}).text == told
     assert len(adapters._known) == 1
     assert all(len(facts[0]) <= HOST_LENGTH_LIMIT for facts in adapters._known)
 
